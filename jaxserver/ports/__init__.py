@@ -1,0 +1,1 @@
+"""What the packages say to each other: protocols and frozen values."""

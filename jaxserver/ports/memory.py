@@ -1,0 +1,32 @@
+"""What a model will need, known before anything is loaded."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes that weights and cache take on each device.
+
+    Attributes:
+        model: The model it is for.
+        num_parameters: Numbers in the weights, over all devices.
+        num_devices: Devices in the mesh.
+        slots: Requests that fit at once.
+        weights_bytes_per_device: Of the fullest device.
+        cache_bytes_per_device: Keys and values of all its rows.
+        replicated: Parameters that lie whole on every device though others are split.
+    """
+
+    model: str
+    num_parameters: int
+    num_devices: int
+    slots: int
+    max_length: int
+    dtype: str
+    weights_bytes_per_device: int
+    cache_bytes_per_device: int
+    replicated: tuple[str, ...] = ()
+
+    @property
+    def bytes_per_device(self) -> int:
+        return self.weights_bytes_per_device + self.cache_bytes_per_device

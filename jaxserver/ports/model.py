@@ -1,0 +1,93 @@
+"""The port through which the engine runs any language model with a decoder."""
+
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from jaxtyping import Array, Float, Int
+
+Params: TypeAlias = Any  # A pytree of arrays whose layout only its model knows.
+Cache: TypeAlias = Any  # Likewise; the engine only allocates, donates and passes it on.
+
+
+class TokenBatch(NamedTuple):
+    """Some tokens of some rows.
+
+    Attributes:
+        tokens: Token ids, right-padded with anything.
+        start: Tokens each row held before this call, the position of its first token.
+        length: Tokens of this call that count; the rest are neither written nor read.
+        page_table: The pages that hold each row, in order; None where row i is page i.
+        logits_at: Which of the `time` tokens to return logits for.
+    """
+
+    tokens: Int[Array, "rows time"]
+    start: Int[Array, " rows"]
+    length: Int[Array, " rows"]
+    page_table: Int[Array, "rows pages"] | None
+    logits_at: Int[Array, "rows reads"]
+
+
+class InitCache(Protocol):
+    def __call__(self, num_pages: int) -> Cache:
+        """An empty cache of that many pages of `page_size` tokens."""
+        ...
+
+
+class Extend(Protocol):
+    def __call__(
+        self, params: Params, cache: Cache, batch: TokenBatch
+    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+        """Runs a batch and appends its keys and values to the cache.
+
+        Prefill is a long `time`, a decode step is `time == 1`, and checking a draft of
+        k tokens is `time == k + 1`. The cache holds no cursor: positions from
+        `start + length` on are never attended to, so rolling back is a smaller `start`.
+        Positions outside the row's pages are dropped.
+        """
+        ...
+
+
+class CopyPages(Protocol):
+    def __call__(
+        self,
+        cache: Cache,
+        source: Int[Array, " copies"],
+        target: Int[Array, " copies"],
+        length: Int[Array, " copies"],
+    ) -> Cache:
+        """Copies the first `length` tokens of each source page to its target page."""
+        ...
+
+
+class Encode(Protocol):
+    def __call__(
+        self,
+        params: Params,
+        cache: Cache,
+        rows: Int[Array, " rows"],
+        tokens: Int[Array, "rows time"],
+        length: Int[Array, " rows"],
+    ) -> Cache:
+        """Runs an encoder and writes what the decoder needs of it into the rows."""
+        ...
+
+
+class ModelFns(NamedTuple):
+    """The pure functions that make up one language model.
+
+    Attributes:
+        init_cache: Allocates the cache.
+        extend: Runs tokens.
+        copy_pages: Copies tokens between pages.
+        page_size: Tokens a page holds; `max_len` where a page is a whole row.
+        max_len: Longest sequence, in tokens.
+        vocab_size: Width of the logits.
+        encode: Runs the encoder, where there is one.
+    """
+
+    init_cache: InitCache
+    extend: Extend
+    copy_pages: CopyPages
+    page_size: int
+    max_len: int
+    vocab_size: int
+    encode: Encode | None = None

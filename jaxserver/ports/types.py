@@ -1,0 +1,248 @@
+"""The values a caller and the engine exchange."""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from jaxserver.ports.errors import InvalidRequest
+
+MAX_SEED = 2**64 - 1
+MAX_STOP_STRINGS = 16
+MAX_END_IDS = 16
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class FinishReason(enum.Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # an end token was drawn or a stop string was written
+    LENGTH = "length"  # `max_new_tokens` or `max_length` was reached
+    CANCELLED = "cancelled"  # the stream was cancelled
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request wants its tokens chosen.
+
+    None means "as the server is configured". The order of the steps is: logit bias,
+    penalties, temperature, top-k, top-p, min-p, draw.
+
+    Attributes:
+        greedy: Take the likeliest token, as temperature 0 and `top_k` 1 do.
+        temperature: 0 or more.
+        top_k: Keep this many tokens; 0 keeps all.
+        top_p: Keep the smallest set, of those `top_k` left, that reaches this
+            probability; 1 keeps all.
+        min_p: Drop tokens less likely than this times the likeliest; 0 keeps all.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens of
+            the prompt and the answer (Keskar et al. 2019, CTRL); 1 is off.
+        presence_penalty: Subtracted from the logit of every token of the answer.
+        frequency_penalty: Subtracted once for every time the token was answered.
+        logit_bias: Added to the logits of single token ids.
+        seed: Fixes the draws; None lets the server choose one and report it.
+        max_new_tokens: Most tokens to draw, the end token included.
+        stop: Strings that end the answer; they are not part of it.
+        stop_token_ids: Ids that end the answer, besides the model's own.
+        ignore_eos: Do not end at the model's own end tokens.
+        logprobs: How many of the likeliest tokens to report with each drawn one; None
+            reports no log-probabilities at all, 0 that of the drawn token alone.
+    """
+
+    greedy: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high, integer) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high, integer=integer)
+        _check_stop(self.stop)
+        _check_end_ids(self.stop_token_ids)
+        _check_logit_bias(self.logit_bias)
+        for name, kind in (("stop", tuple), ("stop_token_ids", tuple)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        bias = MappingProxyType(dict(self.logit_bias))
+        object.__setattr__(self, "logit_bias", bias)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return _sampling_params, ({**fields, "logit_bias": dict(self.logit_bias)},)
+
+
+def _sampling_params(fields: dict[str, object]) -> SamplingParams:
+    return SamplingParams(**fields)  # type: ignore[arg-type]  # pickled fields
+
+
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "temperature": (0, 100, False),
+    "top_k": (0, 2**31 - 1, True),
+    "top_p": (0, 1, False),
+    "min_p": (0, 1, False),
+    "repetition_penalty": (0.01, 100, False),
+    "presence_penalty": (-100, 100, False),
+    "frequency_penalty": (-100, 100, False),
+    "seed": (0, MAX_SEED, True),
+    "max_new_tokens": (1, 2**31 - 1, True),
+    "logprobs": (0, MAX_TOP_LOGPROBS, True),
+}
+_OPTIONAL = {"temperature", "top_k", "top_p", "seed", "max_new_tokens", "logprobs"}
+
+
+def _check_number(
+    name: str, value: object, low: float, high: float, *, integer: bool
+) -> None:
+    if value is None and name in _OPTIONAL:
+        return
+    kinds: tuple[type, ...] = (int,) if integer else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not (fits and low <= value <= high):  # type: ignore[operator]  # fits says number
+        kind = "an integer" if integer else "a number"
+        raise InvalidRequest(name, _short(value), f"{kind} from {low} to {high}")
+
+
+def _check_stop(stop: object) -> None:
+    allowed = f"at most {MAX_STOP_STRINGS} strings, none of them empty"
+    if isinstance(stop, str) or not isinstance(stop, tuple | list):
+        raise InvalidRequest("stop", _short(stop), allowed)
+    if len(stop) > MAX_STOP_STRINGS:
+        raise InvalidRequest("stop", f"{len(stop)} strings", allowed)
+    for text in stop:
+        if not isinstance(text, str) or not text:
+            raise InvalidRequest("stop", _short(text), allowed)
+
+
+def _check_end_ids(ids: object) -> None:
+    allowed = f"at most {MAX_END_IDS} token ids"
+    if not isinstance(ids, tuple | list):
+        raise InvalidRequest("stop_token_ids", _short(ids), allowed)
+    if len(ids) > MAX_END_IDS:
+        raise InvalidRequest("stop_token_ids", f"{len(ids)} ids", allowed)
+    for token in ids:
+        if not _is_id(token):
+            raise InvalidRequest("stop_token_ids", _short(token), allowed)
+
+
+def _check_logit_bias(bias: object) -> None:
+    allowed = f"at most {MAX_LOGIT_BIAS} token ids, each with a number from -100 to 100"
+    if not isinstance(bias, Mapping):
+        raise InvalidRequest("logit_bias", _short(bias), allowed)
+    if len(bias) > MAX_LOGIT_BIAS:
+        raise InvalidRequest("logit_bias", f"{len(bias)} entries", allowed)
+    for token, value in bias.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = is_number and math.isfinite(value) and abs(value) <= 100
+        if not _is_id(token) or not fits:
+            got = f"{_short(token)}: {_short(value)}"
+            raise InvalidRequest("logit_bias", got, allowed)
+
+
+def _is_id(token: object) -> bool:
+    is_int = isinstance(token, int) and not isinstance(token, bool)
+    return is_int and 0 <= token < 2**31  # type: ignore[operator]  # is_int says so
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt and what to do with it.
+
+    Attributes:
+        prompt: Text, or token ids that are taken as they are.
+        is_rendered: The text is a rendered conversation, whose special tokens are all
+            written out. Other text gets those that the tokenizer's settings add, but
+            never a second beginning-of-text token.
+        sampling: How tokens are chosen.
+        truncate: A prompt over `max_length - max_stream_tokens` keeps its beginning-of-
+            text token, `kept_prefix` and its last tokens, instead of being refused.
+        kept_prefix: Text at the beginning of the prompt that truncation leaves alone.
+        streaming: Somebody reads the chunks as they come, so they should come often.
+            It never changes an answer.
+    """
+
+    prompt: str | tuple[int, ...]
+    is_rendered: bool = False
+    sampling: SamplingParams = SamplingParams()
+    truncate: bool = False
+    kept_prefix: str = ""
+    streaming: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A drawn token's log-probability, before any of the sampling steps.
+
+    Attributes:
+        token_bytes: What the token adds to the text; empty for special tokens.
+        logprob: Natural logarithm, a float32 value.
+        top: The likeliest tokens in its place, best first, themselves without `top`.
+    """
+
+    token_id: int
+    token_bytes: bytes
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Counts of tokens.
+
+    Attributes:
+        completion_tokens: Tokens drawn so far, the end token included.
+        prompt_tokens_dropped: Tokens of the prompt that truncation left out; they are
+            not part of `prompt_tokens`.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_dropped: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of an answer.
+
+    The text of the chunks together is the answer; text may come later than the tokens
+    it was made of, while it is unfinished or could become a stop string.
+
+    Attributes:
+        logprobs: One entry per token id where the request asked, else None.
+        finish_reason: In the last chunk, and only there.
+        seed: The seed that was used, in the last chunk, and only there.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    seed: int | None = None
