@@ -1,0 +1,106 @@
+"""What a model is like and how big the engine around it is."""
+
+import dataclasses
+from typing import Literal
+
+from jaxserver.ports.errors import InvalidConfig
+
+MIN_CALL_TOKENS = 4
+MAX_CALL_TOKENS = 256
+"""Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
+MIN_SUMMED = 4096
+"""Numbers in an array from which on sums along its last axis keep their bits (CPU)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than trained on.
+
+    Attributes:
+        kind: `linear` divides all by `factor` (Chen et al. 2023); `llama3` divides long
+            wavelengths, keeps short ones and blends in between (Llama 3.1);
+            `factors` divides each by its own entry of `factors`.
+        low_freq_factor: Wavelengths over `original_max_len / low_freq_factor` are long.
+        high_freq_factor: Those under `original_max_len / high_freq_factor` are short.
+    """
+
+    kind: Literal["linear", "llama3", "factors"]
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_len: int = 0
+    factors: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A decoder of the llama family: everything that shapes its computation.
+
+    Attributes:
+        embed: Width of the residual stream.
+        mlp: Width inside the gated MLP.
+        max_len: Longest sequence the model was made for.
+        norm_eps: Added to the mean square in RMSNorm.
+        tied: The output head is the embedding.
+        attention_bias: Query, key, value and output projections have biases.
+        mlp_bias: Gate, up and down projections have biases.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed: int
+    mlp: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_len: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tied: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The sizes that the engine's executables are compiled for.
+
+    Attributes:
+        slots: Requests decoded together.
+        prefill_rows: Prompts prefilled together.
+        max_len: Longest sequence, prompt and answer.
+        max_stream_tokens: Most tokens decoded per dispatch.
+        block_seconds: Longest decode block while somebody waits or reads along.
+    """
+
+    slots: int
+    max_len: int
+    prefill_rows: int = 1
+    max_stream_tokens: int = 32
+    block_seconds: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.slots > MAX_CALL_TOKENS:
+            raise InvalidConfig("slots", str(self.slots), f"at most {MAX_CALL_TOKENS}")
+        if self.prefill_rows * MIN_CALL_TOKENS > MAX_CALL_TOKENS:
+            allowed = f"at most {MAX_CALL_TOKENS // MIN_CALL_TOKENS}"
+            raise InvalidConfig("batch_size", str(self.prefill_rows), allowed)
+
+    @property
+    def prefill_lengths(self) -> tuple[int, ...]:
+        """Padded lengths of a prefill chunk, shortest first."""
+        longest = MAX_CALL_TOKENS // self.prefill_rows
+        lengths = [length for length in (32, 128, 256) if length <= longest]
+        return tuple(lengths) or (longest,)
+
+    @property
+    def decode_ladder(self) -> tuple[int, ...]:
+        """Numbers of slots that a decode step may be compiled for, smallest first."""
+        rungs = [rung for rung in (4, 8, 16, 32, 64, 128) if rung < self.slots]
+        return (*rungs, self.slots)

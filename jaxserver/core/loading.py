@@ -1,0 +1,206 @@
+"""Puts a checkpoint's tensors together into a model's weights, one at a time."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxserver.core.config import ModelConfig
+from jaxserver.core.families import llama
+from jaxserver.core.families.parts import (
+    GGUF_OUTER,
+    HUGGINGFACE_OUTER,
+    OuterParts,
+    Part,
+    PartTable,
+)
+from jaxserver.core.ops.mlp import MlpParams
+from jaxserver.core.params import (
+    LayerParams,
+    ParamSpec,
+    TransformerParams,
+    Weights,
+    param_specs,
+)
+from jaxserver.core.sharding import named_sharding
+from jaxserver.ports.errors import BrokenCheckpoint
+from jaxserver.ports.progress import Progress
+from jaxserver.ports.tensors import Checkpoint
+
+HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Arrange: TypeAlias = Callable[[list[HostArray], ParamSpec], HostArray]
+
+
+class Recipe(NamedTuple):
+    """How one weight is made.
+
+    Attributes:
+        tensors: Names in the file.
+        shapes: What each of them must be like.
+        arrange: Puts them together in the shape of the spec.
+    """
+
+    tensors: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    arrange: Arrange
+
+
+def read_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The model's configuration, in whichever layout it is written down.
+
+    Raises:
+        UnsupportedModel: The model, or a setting of it, is not known here.
+    """
+    if checkpoint.layout == "huggingface":
+        return llama.from_huggingface(checkpoint.config)
+    names = frozenset(checkpoint.tensors.names())
+    factors: tuple[float, ...] = ()
+    if "rope_freqs.weight" in names:
+        values = np.asarray(checkpoint.tensors.read("rope_freqs.weight"))
+        factors = tuple(float(value) for value in values)
+    return llama.from_gguf(checkpoint.config, names, factors)
+
+
+def load_params(
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    mesh: Mesh,
+    dtypes: tuple[str, str],
+    progress: Progress,
+) -> Weights:
+    """Reads every weight and places it on its devices.
+
+    Never more than one weight is in host memory besides what has been placed.
+
+    Args:
+        config: The model.
+        checkpoint: Where the weights are.
+        mesh: Where they go.
+        dtypes: What they are rounded to, and what they are then kept as.
+        progress: Hears of the bytes placed, stage `load`.
+
+    Raises:
+        BrokenCheckpoint: A tensor is missing or has another shape than expected.
+    """
+    specs = param_specs(config)
+    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
+    flat, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+    recipes = jax.tree.leaves(
+        _recipes(config, checkpoint), is_leaf=lambda leaf: isinstance(leaf, Recipe)
+    )
+    rounded, kept = (_numpy_dtype(name) for name in dtypes)
+    sizes = [int(np.prod(spec.shape)) * kept.itemsize for spec in flat]
+    ends = list(itertools.accumulate(sizes))
+
+    def load(spec: ParamSpec, recipe: Recipe, end: int) -> Array:
+        parts = [
+            _read(checkpoint, name, shape)
+            for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
+        ]
+        values = recipe.arrange(parts, spec).astype(rounded).astype(kept)
+        sharding = named_sharding(spec.axes, spec.shape, mesh)
+        placed: Array = jax.device_put(np.ascontiguousarray(values), sharding)
+        progress("load", end, ends[-1])
+        return placed
+
+    loaded = [load(*leaf) for leaf in zip(flat, recipes, ends, strict=True)]
+    weights: Weights = jax.tree.unflatten(tree, loaded)
+    return weights
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def _read(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> HostArray:
+    found = checkpoint.tensors.shape(name)
+    if tuple(found) != shape:
+        raise BrokenCheckpoint(
+            checkpoint.path, name, expected=f"shape {shape}", found=f"{tuple(found)}"
+        )
+    return np.asarray(checkpoint.tensors.read(name))
+
+
+def _recipes(config: ModelConfig, checkpoint: Checkpoint) -> TransformerParams[Recipe]:
+    is_gguf = checkpoint.layout == "gguf"
+    outer: OuterParts = GGUF_OUTER if is_gguf else HUGGINGFACE_OUTER
+    layer_parts = llama.gguf_parts if is_gguf else llama.huggingface_parts
+    table = (config.vocab_size, config.embed)
+    return TransformerParams(
+        embedding=_plain(outer.embedding, table),
+        layers=tuple(
+            _layer_recipes(config, layer_parts(i)) for i in range(config.num_layers)
+        ),
+        norm=_plain(outer.norm, (config.embed,)),
+        head=None if config.tied else _plain(outer.head, table),
+    )
+
+
+def _layer_recipes(config: ModelConfig, parts: PartTable) -> LayerParams[Recipe]:
+    embed, mlp = config.embed, config.mlp
+    attended = config.num_heads * config.head_dim
+    return LayerParams(
+        attention_norm=_plain(parts.attention_norm, (embed,)),
+        qkv=_qkv(config, parts.qkv, "weight", (embed,)),
+        qkv_bias=_qkv(config, parts.qkv, "bias", ()) if config.attention_bias else None,
+        out=_plain(parts.out, (embed, attended)),
+        out_bias=_plain(parts.out, (embed,), "bias") if config.attention_bias else None,
+        mlp_norm=_plain(parts.mlp_norm, (embed,)),
+        mlp=MlpParams(
+            gate_up=_stacked(parts.gate_up, (mlp, embed), "weight"),
+            down=_plain(parts.down, (embed, mlp)),
+            gate_up_bias=_stacked(parts.gate_up, (mlp,), "bias")
+            if config.mlp_bias
+            else None,
+            down_bias=_plain(parts.down, (embed,), "bias") if config.mlp_bias else None,
+        ),
+    )
+
+
+def _plain(part: Part, shape: tuple[int, ...], suffix: str = "weight") -> Recipe:
+    return Recipe(
+        (f"{part.name}.{suffix}",),
+        (shape,),
+        lambda tensors, spec: tensors[0].reshape(spec.shape),
+    )
+
+
+def _stacked(parts: tuple[Part, Part], shape: tuple[int, ...], suffix: str) -> Recipe:
+    return Recipe(
+        tuple(f"{part.name}.{suffix}" for part in parts),
+        (shape, shape),
+        lambda tensors, spec: np.stack(tensors),
+    )
+
+
+def _qkv(
+    config: ModelConfig, parts: tuple[Part, ...], suffix: str, rest: tuple[int, ...]
+) -> Recipe:
+    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    kv_heads, head_dim = config.num_kv_heads, config.head_dim
+    interleaved = [part.interleaved for part in parts]
+
+    def arrange(tensors: list[HostArray], spec: ParamSpec) -> HostArray:
+        apart = [
+            halves_apart(values, count) if pairs else values
+            for values, count, pairs in zip(tensors, heads, interleaved, strict=True)
+        ]
+        by_head = [values.reshape(kv_heads, -1, head_dim, *rest) for values in apart]
+        return np.concatenate(by_head, axis=1)
+
+    return Recipe(
+        tuple(f"{part.name}.{suffix}" for part in parts),
+        tuple((count * head_dim, *rest) for count in heads),
+        arrange,
+    )
+
+
+def halves_apart(values: HostArray, heads: int) -> HostArray:
+    """Moves rotated pairs from side by side to half a head apart."""
+    by_pair = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return by_pair.swapaxes(1, 2).reshape(values.shape)

@@ -1,0 +1,73 @@
+"""Attention of new tokens over everything their rows hold."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxserver.core.config import MIN_SUMMED
+from jaxserver.core.ops.paged import PageTable, read_block
+
+BLOCK = 128
+"""Cached positions looked at together; the cache's rows are multiples of it."""
+MIN_QUERIES = 4
+"""With fewer query positions a row's products take another path (CPU)."""
+VALUE_WIDTH = 64
+"""Heads over a quarter of it are padded to a multiple, for the same reason."""
+NEVER = -1e30
+"""Score of a position that is not seen: a masked block then adds exactly nothing."""
+
+
+def attend(
+    queries: Float[Array, "rows time kv_heads groups head_dim"],
+    cache: tuple[
+        Float[Array, "pages kv_heads head_dim page_size"],
+        Float[Array, "pages kv_heads page_size head_dim"],
+    ],
+    table: PageTable,
+    positions: Int[Array, "rows time"],
+    num_blocks: Int[Array, ""],
+) -> Float[Array, "rows time kv_heads groups head_dim"]:
+    """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
+
+    Each query sees the positions up to its own. Blocks are visited from the first on,
+    as many as the longest row needs, so that a row's bits do not depend on the others.
+    """
+    keys, values = cache
+    rows, time_in, kv_heads, groups, head_dim = queries.shape
+    least = -(-MIN_SUMMED // (rows * kv_heads * groups * BLOCK))
+    time = max(time_in, MIN_QUERIES, least)
+    spare = time - time_in
+    queries = jnp.pad(queries, ((0, 0), (0, spare), (0, 0), (0, 0), (0, 0)))
+    positions = jnp.pad(positions, ((0, 0), (0, spare)), mode="edge")
+    narrow = head_dim <= VALUE_WIDTH // 4
+    wide = head_dim if narrow else -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
+    seen_up_to = jnp.tile(positions, (1, groups))[:, None, :, None]
+    by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)
+    by_head = by_head.reshape(rows, kv_heads, groups * time, head_dim)
+
+    def add_block(
+        nth: Int[Array, ""], carry: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        best, mass, out = carry
+        block_keys, block_values = read_block(keys, values, table, rows, (nth, BLOCK))
+        scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
+        at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]
+        scores = jnp.where(at <= seen_up_to, scores, NEVER)
+        new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
+        kept = jnp.exp(best - new_best)
+        weights = jnp.exp(scores - new_best[..., None])
+        padded = jnp.pad(block_values, ((0, 0),) * 3 + ((0, wide - head_dim),))
+        added = jnp.einsum("skqc,skcd->skqd", weights, padded)
+        new_mass = mass * kept + jnp.sum(weights, axis=-1)
+        return new_best, new_mass, out * kept[..., None] + added
+
+    shape = (rows, kv_heads, groups * time)
+    nothing = (
+        jnp.full(shape, NEVER, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, wide), jnp.float32),
+    )
+    _, mass, out = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
+    heads: Array = out[..., :head_dim] / mass[..., None]
+    by_group = heads.reshape(rows, kv_heads, groups, time, head_dim)
+    return by_group.transpose(0, 3, 1, 2, 4)[:, :time_in]

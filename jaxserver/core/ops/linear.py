@@ -1,0 +1,37 @@
+"""Linear maps whose weights lie `[out, in]` and are contracted on their last axis.
+
+That is the one orientation in which a row's bits do not depend on how many rows are
+multiplied beside it, from `MIN_CALL_TOKENS` to `MAX_CALL_TOKENS` of them.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxserver.core.config import MIN_CALL_TOKENS
+
+
+def linear(
+    x: Float[Array, "tokens in"],
+    weight: Float[Array, "*out in"],
+    bias: Float[Array, "*out"] | None = None,
+) -> Float[Array, "tokens *out"]:
+    """`x @ weight.T + bias`, for however many axes the output has."""
+    chex.assert_axis_dimension_gteq(x, 0, MIN_CALL_TOKENS)
+    out = weight.shape[:-1]
+    flat = weight.reshape(math.prod(out), weight.shape[-1]).astype(x.dtype)
+    y = jax.lax.dot_general(x, flat, (((1,), (1,)), ((), ())))
+    if bias is not None:
+        y = y + bias.reshape(1, -1).astype(x.dtype)
+    return y.reshape(x.shape[0], *out)
+
+
+def pad_tokens(
+    x: Float[Array, "tokens *rest"], least: int = MIN_CALL_TOKENS
+) -> Float[Array, "padded *rest"]:
+    """Zero rows appended until there are at least `least`."""
+    spare = max(0, least - x.shape[0])
+    return jnp.pad(x, ((0, spare), *((0, 0),) * (x.ndim - 1)))

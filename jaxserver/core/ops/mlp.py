@@ -1,0 +1,34 @@
+"""The gated MLP (Shazeer 2020, SwiGLU)."""
+
+import dataclasses
+from typing import Generic, TypeVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxserver.core.ops.linear import linear
+
+Leaf = TypeVar("Leaf")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MlpParams(Generic[Leaf]):
+    """Weights `[2 mlp embed]` and `[embed mlp]`; gate and up lie together.
+
+    Biases are None where the model has none.
+    """
+
+    gate_up: Leaf
+    down: Leaf
+    gate_up_bias: Leaf | None
+    down_bias: Leaf | None
+
+
+def gated_mlp(
+    x: Float[Array, "tokens embed"], params: MlpParams[Array]
+) -> Float[Array, "tokens embed"]:
+    """`down(silu(gate(x)) * up(x))`."""
+    both = linear(x, params.gate_up, params.gate_up_bias)
+    hidden = jax.nn.silu(both[:, 0]) * both[:, 1]
+    return linear(hidden, params.down, params.down_bias)

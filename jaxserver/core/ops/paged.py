@@ -1,0 +1,119 @@
+"""Reading and writing a cache that lies in pages.
+
+Keys lie `[pages, kv_heads, head_dim, page_size]` and values `[pages, kv_heads,
+page_size, head_dim]`: the layout in which decode attention is fastest on a CPU.
+Without a page table row i is page i, and nothing is gathered.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+PageTable = Int[Array, "rows pages_per_row"] | None
+
+
+def write(
+    keys: Float[Array, "pages kv_heads head_dim page_size"],
+    values: Float[Array, "pages kv_heads page_size head_dim"],
+    new: tuple[
+        Float[Array, "rows time kv_heads head_dim"],
+        Float[Array, "rows time kv_heads head_dim"],
+    ],
+    places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
+) -> tuple[
+    Float[Array, "pages kv_heads head_dim page_size"],
+    Float[Array, "pages kv_heads page_size head_dim"],
+]:
+    """Puts new keys and values at their `(page, offset)`; those outside are dropped.
+
+    A value that is no number is kept as 0 under a key that is NaN: whoever attends to
+    it fails as before, but once its page belongs to another row it weighs nothing, not
+    0 times NaN.
+    """
+    (new_keys, new_values), (page, offset) = new, places
+    is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
+    new_keys = jnp.where(is_sound, new_keys, jnp.nan)
+    new_values = jnp.where(is_sound, new_values, 0.0)
+    keys = keys.at[page, :, :, offset].set(new_keys, mode="drop")
+    values = values.at[page, :, offset, :].set(new_values, mode="drop")
+    return keys, values
+
+
+def places(
+    positions: Int[Array, "rows time"],
+    counts: Int[Array, " rows"],
+    table: PageTable,
+    page_size: int,
+    num_pages: int,
+) -> tuple[Int[Array, "rows time"], Int[Array, "rows time"]]:
+    """Page and offset of each position; a page of `num_pages` where none is right."""
+    rows, time = positions.shape
+    pages_per_row = 1 if table is None else table.shape[1]
+    nth = positions // page_size
+    counted = jnp.arange(time, dtype=jnp.int32)[None, :] < counts[:, None]
+    is_inside = counted & (nth < pages_per_row)
+    if table is None:
+        page = jnp.broadcast_to(
+            jnp.arange(rows, dtype=jnp.int32)[:, None], (rows, time)
+        )
+    else:
+        page = jnp.take_along_axis(table, nth, axis=1, mode="clip")
+    return jnp.where(is_inside, page, num_pages), positions % page_size
+
+
+def read_block(
+    keys: Float[Array, "pages kv_heads head_dim page_size"],
+    values: Float[Array, "pages kv_heads page_size head_dim"],
+    table: PageTable,
+    rows: int,
+    span: tuple[Int[Array, ""], int],
+) -> tuple[
+    Float[Array, "rows kv_heads head_dim block"],
+    Float[Array, "rows kv_heads block head_dim"],
+]:
+    """The keys and values of one block of positions, of every row.
+
+    Args:
+        keys: The cache's keys.
+        values: The cache's values.
+        table: Pages of each row, or None.
+        rows: How many rows there are.
+        span: Which block it is, and how many positions a block has.
+    """
+    nth, block = span
+    _, kv_heads, head_dim, page_size = keys.shape
+    zero = jnp.zeros((), jnp.int32)
+    if table is None:
+        at = nth * block
+        return (
+            jax.lax.dynamic_slice(
+                keys, (zero, zero, zero, at), (rows, kv_heads, head_dim, block)
+            ),
+            jax.lax.dynamic_slice(
+                values, (zero, zero, at, zero), (rows, kv_heads, block, head_dim)
+            ),
+        )
+    width = min(block, page_size)
+    chex.assert_is_divisible(max(block, page_size), width)
+    starts = nth * block + width * jnp.arange(block // width, dtype=jnp.int32)
+    pages = table.at[:, starts // page_size].get(mode="clip")
+
+    def read_part(page: Int[Array, ""], at: Int[Array, ""]) -> tuple[Array, Array]:
+        key_size, value_size = (
+            (1, kv_heads, head_dim, width),
+            (1, kv_heads, width, head_dim),
+        )
+        return (
+            jax.lax.dynamic_slice(keys, (page, zero, zero, at), key_size)[0],
+            jax.lax.dynamic_slice(values, (page, zero, at, zero), value_size)[0],
+        )
+
+    read_row = jax.vmap(read_part)
+    key_parts, value_parts = jax.vmap(read_row, in_axes=(0, None))(
+        pages, starts % page_size
+    )
+    return (
+        jnp.moveaxis(key_parts, 1, 3).reshape(rows, kv_heads, head_dim, block),
+        jnp.moveaxis(value_parts, 1, 2).reshape(rows, kv_heads, block, head_dim),
+    )

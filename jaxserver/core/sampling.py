@@ -1,0 +1,225 @@
+"""Choosing one row's next token from its logits.
+
+Everything here is about one row. `choose_rows` maps it over the rows of a batch in
+such a way that a row's bits, and its cost, are its own: a branch that one row takes
+changes nothing for another. The vocabulary is never sorted, and one number is drawn a
+token.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxserver.core.logits import adjust
+from jaxserver.core.sampling_arrays import History, SamplingArrays
+from jaxserver.ports.types import MAX_TOP_LOGPROBS
+
+CANDIDATES = 64
+"""The likeliest tokens, among which nearly every draw can be decided."""
+
+
+class Choice(NamedTuple):
+    """What was chosen; log-probabilities are 0 where they were not asked for.
+
+    Attributes:
+        is_sound: The best of the logits is a number, so there is no NaN among them.
+        top_ids: The likeliest tokens, best first.
+    """
+
+    token: Int[Array, "*rows"]
+    is_sound: Bool[Array, "*rows"]
+    logprob: Float[Array, "*rows"]
+    top_ids: Int[Array, "*rows top"]
+    top_logprobs: Float[Array, "*rows top"]
+
+
+def choose_rows(
+    logits: Float[Array, "rows vocab"],
+    sampling: SamplingArrays,
+    history: History,
+    wanted: Bool[Array, " rows"],
+) -> Choice:
+    """`choose` for every row that is wanted, one after the other, each at its cost."""
+    nothing = no_choice(logits.shape[1])
+
+    def choose_row(row: tuple[Array, SamplingArrays, History, Array]) -> Choice:
+        one, wishes, held, is_wanted = row
+        chosen: Choice = jax.lax.cond(
+            is_wanted, lambda: choose(one, wishes, held), lambda: nothing
+        )
+        return chosen
+
+    choices: Choice = jax.lax.map(choose_row, (logits, sampling, history, wanted))
+    return choices
+
+
+def no_choice(vocab: int) -> Choice:
+    """What stands in the place of a row that is not wanted."""
+    top = min(MAX_TOP_LOGPROBS, vocab)
+    return Choice(
+        token=jnp.int32(0),
+        is_sound=jnp.bool_(True),
+        logprob=jnp.float32(0),
+        top_ids=jnp.zeros(top, jnp.int32),
+        top_logprobs=jnp.zeros(top, jnp.float32),
+    )
+
+
+def choose(
+    logits: Float[Array, " vocab"], sampling: SamplingArrays, history: History
+) -> Choice:
+    """Chooses the token at position `history.length`.
+
+    The draw depends on the seed, the choice and the position alone.
+    """
+    adjusted = adjust(logits, sampling, history)
+    token = jax.lax.cond(
+        sampling.greedy | (sampling.temperature == 0) | (sampling.top_k == 1),
+        lambda: first_index_of(adjusted, jnp.max(adjusted)),
+        lambda: draw(adjusted, sampling, uniform(sampling, history.length)),
+    )
+    nothing = no_choice(logits.shape[0])
+    logprob, top_ids, top_logprobs = jax.lax.cond(
+        sampling.logprobs,
+        lambda: report(logits, token),
+        lambda: (nothing.logprob, nothing.top_ids, nothing.top_logprobs),
+    )
+    is_sound = jnp.isfinite(jnp.max(adjusted))
+    return Choice(token, is_sound, logprob, top_ids, top_logprobs)
+
+
+def uniform(sampling: SamplingArrays, position: Int[Array, ""]) -> Float[Array, ""]:
+    """The one random number of a token, in [0, 1).
+
+    `fold_in(fold_in(key(seed), choice), position)`, Threefry-2x32 (Salmon et al. 2011).
+    """
+    key = jax.random.wrap_key_data(sampling.seed, impl="threefry2x32")
+    key = jax.random.fold_in(jax.random.fold_in(key, sampling.choice), position)
+    return jax.random.uniform(key, (), jnp.float32)
+
+
+def draw(
+    logits: Float[Array, " vocab"], sampling: SamplingArrays, number: Float[Array, ""]
+) -> Int[Array, ""]:
+    """Draws among the tokens that top-k, top-p and min-p keep.
+
+    Where all of them are surely among the `CANDIDATES` likeliest, only those are looked
+    at; a flatter distribution is searched whole.
+    """
+    vocab = logits.shape[0]
+    scaled = (logits - jnp.max(logits)) / sampling.temperature
+    values, ids = likeliest(scaled, min(CANDIDATES, vocab))
+    top_k = jnp.where(sampling.top_k == 0, vocab, jnp.minimum(sampling.top_k, vocab))
+    weights = jnp.exp(values)
+    in_top_k = jnp.arange(values.shape[0], dtype=jnp.int32) < top_k
+    total = jax.lax.cond(
+        top_k <= values.shape[0],
+        lambda: jnp.sum(jnp.where(in_top_k, weights, 0.0)),
+        lambda: jnp.sum(jnp.exp(scaled)),
+    )
+    mass_before = jnp.cumsum(weights) - weights
+    within = (mass_before < sampling.top_p * total) | (sampling.top_p >= 1)
+    last = jnp.maximum(jnp.sum(in_top_k & within, dtype=jnp.int32) - 1, 0)
+    kept = in_top_k & (values >= values[last]) & (weights >= sampling.min_p)
+    all_are_here = (top_k <= values.shape[0]) | ((top_k == vocab) & ~kept[-1])
+    token: Array = jax.lax.cond(
+        all_are_here,
+        lambda: ids[invert(jnp.where(kept, weights, 0.0), number)],
+        lambda: draw_among_all(scaled, sampling, top_k, number),
+    )
+    return token
+
+
+def likeliest(
+    x: Float[Array, " vocab"], count: int
+) -> tuple[Float[Array, " likeliest"], Int[Array, " likeliest"]]:
+    """The largest entries and where they are, best first, lowest index on ties.
+
+    The barriers keep the compiler from merging what reads a part of the result into the
+    selection, which would turn it into a sort of the whole vocabulary (CPU). One over
+    both at once would abort the process when it compiles for several devices.
+    """
+    values, ids = jax.lax.top_k(x, count)
+    return jax.lax.optimization_barrier(values), jax.lax.optimization_barrier(ids)
+
+
+def draw_among_all(
+    scaled: Float[Array, " vocab"],
+    sampling: SamplingArrays,
+    top_k: Int[Array, ""],
+    number: Float[Array, ""],
+) -> Int[Array, ""]:
+    """The same draw over the whole vocabulary, by bisection instead of a sort."""
+    weights = jnp.exp(scaled)
+    order = ordered_bits(scaled)
+    ones = jnp.ones_like(scaled)
+    is_all = top_k >= scaled.shape[0]
+    threshold = largest_reaching(order, ones, top_k.astype(jnp.float32))
+    above = order > threshold
+    ties = order == threshold
+    left = top_k - jnp.sum(above, dtype=jnp.int32)
+    in_top_k = is_all | above | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left))
+    weights = jnp.where(in_top_k, weights, 0.0)
+    enough = sampling.top_p * jnp.sum(weights)
+    threshold = largest_reaching(order, weights, enough)
+    in_top_p = (order >= threshold) | (sampling.top_p >= 1)
+    kept = in_top_p & (weights >= sampling.min_p)
+    return invert(jnp.where(kept, weights, 0.0), number)
+
+
+def ordered_bits(x: Float[Array, " vocab"]) -> UInt32[Array, " vocab"]:
+    """Integers in the order of the floats, so that they can be bisected exactly."""
+    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)
+    is_negative = bits >> 31 == 1
+    return jnp.where(is_negative, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def largest_reaching(
+    order: UInt32[Array, " vocab"],
+    weights: Float[Array, " vocab"],
+    enough: Float[Array, ""],
+) -> UInt32[Array, ""]:
+    """The largest bound such that what is at or above it weighs `enough`, and not 0."""
+
+    def halve(_: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2 + (high - low) % 2
+        mass = jnp.sum(jnp.where(order >= middle, weights, 0.0))
+        reaches = (mass >= enough) & (mass > 0)
+        return jnp.where(reaches, middle, low), jnp.where(reaches, high, middle - 1)
+
+    first = (jnp.uint32(0), jnp.uint32(2**32 - 1))
+    bound: Array = jax.lax.fori_loop(0, 32, halve, first)[0]
+    return bound
+
+
+def invert(
+    weights: Float[Array, " tokens"], number: Float[Array, ""]
+) -> Int[Array, ""]:
+    """Where the running sum of the weights passes `number` of the total.
+
+    A token without weight is never the answer, however sums are rounded.
+    """
+    running = jnp.cumsum(weights)
+    passes = (running > number * running[-1]) & (weights > 0)
+    first = first_index_of(passes, jnp.bool_(True))
+    return jnp.where(jnp.any(passes), first, first_index_of(weights, jnp.max(weights)))
+
+
+def first_index_of(x: Array, value: Array) -> Int[Array, ""]:
+    """The lowest index that holds the value; 0 where none does."""
+    size = x.shape[0]
+    at = jnp.where(x == value, jnp.arange(size, dtype=jnp.int32), size)
+    first = jnp.min(at)
+    return jnp.where(first == size, 0, first)
+
+
+def report(
+    logits: Float[Array, " vocab"], token: Int[Array, ""]
+) -> tuple[Float[Array, ""], Int[Array, " top"], Float[Array, " top"]]:
+    """The chosen token's log-probability and the likeliest tokens with theirs."""
+    top, ids = likeliest(logits, min(MAX_TOP_LOGPROBS, logits.shape[0]))
+    mass = jnp.log(jnp.sum(jnp.exp(logits - top[0])))
+    return logits[token] - top[0] - mass, ids, top - top[0] - mass

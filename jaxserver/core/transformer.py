@@ -1,0 +1,113 @@
+"""A decoder of the llama family as the pure functions of `ModelFns`."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxserver.core.config import MIN_CALL_TOKENS, ModelConfig
+from jaxserver.core.kv_cache import KVCache, copy_pages, init_cache, whole_row_page
+from jaxserver.core.ops import paged
+from jaxserver.core.ops.attention import BLOCK, attend
+from jaxserver.core.ops.linear import linear, pad_tokens
+from jaxserver.core.ops.mlp import gated_mlp
+from jaxserver.core.ops.norms import rms_norm
+from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
+from jaxserver.core.params import LayerParams, Weights
+from jaxserver.ports.model import ModelFns, TokenBatch
+
+LayerCache = tuple[
+    Float[Array, "pages kv_heads head_dim page_size"],
+    Float[Array, "pages kv_heads page_size head_dim"],
+]
+
+
+def transformer_fns(
+    config: ModelConfig, max_len: int, page_size: int | None = None
+) -> ModelFns:
+    """Builds the functions of one model; a page is a whole row unless told otherwise.
+
+    Args:
+        config: The model.
+        max_len: Longest sequence to serve.
+        page_size: Tokens of a page, a multiple or a divisor of the attention's block.
+    """
+    page_size = page_size or whole_row_page(max_len)
+    chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
+    chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
+    return ModelFns(
+        init_cache=functools.partial(_init_cache, config, page_size),
+        extend=functools.partial(extend, config, rope_table(config, max_len)),
+        copy_pages=copy_pages,
+        page_size=page_size,
+        max_len=max_len,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _init_cache(config: ModelConfig, page_size: int, num_pages: int) -> KVCache:
+    return init_cache(config, num_pages, page_size)
+
+
+def extend(
+    config: ModelConfig,
+    table: RopeTable,
+    params: Weights,
+    cache: KVCache,
+    batch: TokenBatch,
+) -> tuple[Float[Array, "rows reads vocab"], KVCache]:
+    """Runs some tokens of some rows; see `ports.model.Extend`."""
+    rows, time = batch.tokens.shape
+    chex.assert_equal(len(params.layers), config.num_layers)
+    steps = jnp.arange(time, dtype=jnp.int32)[None, :]
+    positions = batch.start[:, None] + steps
+    embedded = params.embedding.at[batch.tokens].get(mode="clip")
+    x = pad_tokens(embedded.reshape(rows * time, -1).astype(jnp.float32))
+    all_keys, all_values = [], []
+    for index, layer in enumerate(params.layers):
+        layer_cache = (cache.keys[index], cache.values[index])
+        with jax.named_scope(f"layer_{index}"):
+            x, (keys, values) = _layer(
+                config, table, layer, (x, layer_cache), (batch, positions)
+            )
+        all_keys.append(keys)
+        all_values.append(values)
+    by_row = x[: rows * time].reshape(rows, time, -1)
+    read = jnp.take_along_axis(by_row, batch.logits_at[:, :, None], 1, mode="clip")
+    reads = batch.logits_at.shape[1]
+    wanted = pad_tokens(read.reshape(rows * reads, -1), MIN_CALL_TOKENS)
+    head = params.embedding if params.head is None else params.head
+    logits = linear(rms_norm(wanted, params.norm, config.norm_eps), head)
+    by_read = logits[: rows * reads].reshape(rows, reads, -1)
+    return by_read, KVCache(tuple(all_keys), tuple(all_values))
+
+
+def _layer(
+    config: ModelConfig,
+    table: RopeTable,
+    params: LayerParams[Array],
+    state: tuple[Float[Array, "tokens embed"], LayerCache],
+    where: tuple[TokenBatch, Int[Array, "rows time"]],
+) -> tuple[Float[Array, "tokens embed"], LayerCache]:
+    (x, cache), (batch, positions) = state, where
+    rows, time = positions.shape
+    normed = rms_norm(x, params.attention_norm, config.norm_eps)
+    qkv = linear(normed, params.qkv, params.qkv_bias)[: rows * time]
+    qkv = qkv.reshape(rows, time, *qkv.shape[1:])
+    turned = rotate(qkv[:, :, :, :-1], table, positions)
+    queries, keys, values = turned[:, :, :, :-1], turned[:, :, :, -1], qkv[:, :, :, -1]
+    page_size, num_pages = cache[0].shape[3], cache[0].shape[0]
+    places = paged.places(
+        positions, batch.length, batch.page_table, page_size, num_pages
+    )
+    cache = paged.write(*cache, (keys, values), places)
+    ends = jnp.where(batch.length > 0, batch.start + batch.length, 0)
+    num_blocks = (jnp.max(ends) + BLOCK - 1) // BLOCK
+    attended = attend(queries, cache, batch.page_table, positions, num_blocks)
+    flat = pad_tokens(attended.reshape(rows * time, -1))
+    out = params.out.reshape(params.out.shape[0], -1)
+    x = x + linear(flat, out, params.out_bias)
+    normed = rms_norm(x, params.mlp_norm, config.norm_eps)
+    return x + gated_mlp(normed, params.mlp), cache
