@@ -1,0 +1,1 @@
+"""Finds models, fetches them where they are not here, and reads their files."""

@@ -1,0 +1,1 @@
+"""The imperative shell around the core: here are the threads, queue and clock."""

@@ -1,0 +1,151 @@
+"""One answer while it grows: its text, its counts, and when things happened to it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxserver.adapters.engine.requests import Logprobs, TokenEvent
+from jaxserver.adapters.engine.stream import Channel, Item
+from jaxserver.core import detokenizer
+from jaxserver.core.detokenizer import TextState
+from jaxserver.ports.errors import JaxServerError
+from jaxserver.ports.telemetry import RequestRecord
+from jaxserver.ports.tokenizer import Tokenizer
+from jaxserver.ports.types import (
+    Chunk,
+    FinishReason,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Answer:
+    """Owned by the decoding thread once its request has been submitted.
+
+    Attributes:
+        is_cancelled: Written by whoever cancels.
+        outcome: How it ended; None while it goes on.
+    """
+
+    request_id: int
+    sampling: SamplingParams
+    seed: int
+    channel: Channel
+    tokenizer: Tokenizer
+    queued_seconds: float
+    is_cancelled: bool = False
+    prompt_tokens: int = 0
+    prompt_tokens_dropped: int = 0
+    completion_tokens: int = 0
+    admitted_seconds: float | None = None
+    first_token_seconds: float | None = None
+    outcome: str | None = None
+    text: TextState | None = None
+
+    def take_in(self, event: TokenEvent, now: float) -> Item | None:
+        """Follows one event; what the reader is to get, if anything."""
+        if isinstance(event.end, JaxServerError):
+            self.outcome = event.end.code
+            return event.end
+        if event.token_ids and self.first_token_seconds is None:
+            self.first_token_seconds = now
+        pieces = [self.tokenizer.token_bytes(token) for token in event.token_ids]
+        taken, text, is_stopped = self._read(pieces)
+        self.completion_tokens += taken
+        end = FinishReason.STOP if is_stopped else event.end
+        if end is not None:
+            self.outcome = end.value
+            text += "" if is_stopped else self._rest()
+        if not taken and end is None:
+            return None
+        return Chunk(
+            text=text,
+            token_ids=event.token_ids[:taken],
+            usage=self._usage(),
+            logprobs=self._logprobs(event.token_ids, pieces[:taken], event.logprobs),
+            finish_reason=end,
+            seed=None if end is None else self.seed,
+        )
+
+    def _read(self, pieces: Sequence[bytes]) -> tuple[int, str, bool]:
+        """Tokens up to a stop string, their text, and whether there was one."""
+        stops = self.sampling.stop
+        whole = detokenizer.add(self._state(), b"".join(pieces), stops)
+        if not whole.is_stopped:
+            self.text = whole.state
+            return len(pieces), whole.text, False
+        return self._read_singly(pieces)
+
+    def _read_singly(self, pieces: Sequence[bytes]) -> tuple[int, str, bool]:
+        """The same token by token, to learn which of them completes a stop string."""
+        text = ""
+        for count, token_bytes in enumerate(pieces, 1):
+            piece = detokenizer.add(self._state(), token_bytes, self.sampling.stop)
+            self.text = piece.state
+            text += piece.text
+            if piece.is_stopped:
+                return count, text, True
+        return len(pieces), text, False
+
+    def _state(self) -> TextState:
+        strips = self.tokenizer.strips_leading_space
+        return self.text or TextState(strips_space=strips)
+
+    def _rest(self) -> str:
+        return detokenizer.finish(self._state(), self.sampling.stop)
+
+    def _logprobs(
+        self,
+        token_ids: Sequence[int],
+        pieces: Sequence[bytes],
+        logprobs: Logprobs | None,
+    ) -> tuple[TokenLogprob, ...] | None:
+        """One entry for each of the pieces, where the request asked for them."""
+        if self.sampling.logprobs is None:
+            return None
+        if logprobs is None:
+            return ()
+        chosen = logprobs.chosen.tolist()
+        top_ids, top = logprobs.top_ids.tolist(), logprobs.top.tolist()
+        return tuple(
+            TokenLogprob(
+                token_id=token_ids[i],
+                token_bytes=token_bytes,
+                logprob=chosen[i],
+                top=self._top(top_ids[i], top[i]),
+            )
+            for i, token_bytes in enumerate(pieces)
+        )
+
+    def _top(
+        self, token_ids: Sequence[int], values: Sequence[float]
+    ) -> tuple[TokenLogprob, ...]:
+        token_bytes = self.tokenizer.token_bytes
+        return tuple(
+            TokenLogprob(token_id=token, token_bytes=token_bytes(token), logprob=value)
+            for token, value in zip(token_ids, values, strict=True)
+        )
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            prompt_tokens_dropped=self.prompt_tokens_dropped,
+        )
+
+    def record(self, now: float) -> RequestRecord:
+        """What telemetry hears once the answer has ended."""
+        begun = self.queued_seconds
+
+        def since(moment: float | None) -> float | None:
+            return None if moment is None else moment - begun
+
+        return RequestRecord(
+            request_id=self.request_id,
+            outcome=self.outcome or "open",
+            usage=self._usage(),
+            queue_seconds=since(self.admitted_seconds),
+            first_token_seconds=since(self.first_token_seconds),
+            total_seconds=now - begun,
+        )

@@ -1,0 +1,64 @@
+"""Compiles the closed list of executables, and counts what is compiled besides."""
+
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable
+
+import jax
+from jax.stages import Compiled
+
+from jaxserver.core.steps import Steps
+from jaxserver.ports.progress import Progress
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCounter:
+    """Counts every compilation of the process, eager operations included."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            with self._lock:
+                self.count += 1
+
+
+COMPILES = CompileCounter()
+"""One for the process: JAX's listeners are."""
+
+
+class CompiledSteps:
+    """The executables of one engine, each compiled at most once."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
+            ("init", 0): steps.init,
+            **{("prefill", time): build for time, build in steps.prefill.items()},
+            **{("decode", rows): build for rows, build in steps.decode.items()},
+        }
+        self._compiled: dict[tuple[str, int], Compiled] = {}
+        self._locks = {key: threading.Lock() for key in self._build}
+
+    def compile_all(self, progress: Progress) -> None:
+        """Compiles whatever is not compiled yet, several at a time."""
+        missing = [key for key in self._build if key not in self._compiled]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            futures = [pool.submit(self.get, *key) for key in missing]
+            done = concurrent.futures.as_completed(futures)
+            for count, future in enumerate(done, 1):
+                future.result()
+                progress("compile", count, len(missing))
+
+    def get(self, kind: str, size: int) -> Compiled:
+        """The executable of a kind, `init`, `prefill` or `decode`, and a size."""
+        key = (kind, size)
+        if key not in self._compiled:
+            with self._locks[key]:
+                if key not in self._compiled:
+                    self._compiled[key] = self._build[key]()
+        return self._compiled[key]

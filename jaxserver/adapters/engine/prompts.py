@@ -1,0 +1,77 @@
+"""From a request's prompt to token ids that fit."""
+
+from typing import NamedTuple
+
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import InvalidRequest, PromptTooLong
+from jaxserver.ports.tokenizer import Tokenizer
+from jaxserver.ports.types import GenerationRequest
+
+
+class Prompt(NamedTuple):
+    """Token ids, and how many of the original ones were left out."""
+
+    ids: tuple[int, ...]
+    dropped: int
+
+
+def read_prompt(
+    request: GenerationRequest,
+    tokenizer: Tokenizer,
+    config: ServerConfig,
+    max_len: int,
+) -> Prompt:
+    """Tokenises, checks, and cuts where the request allows it.
+
+    Raises:
+        InvalidRequest: There is no token, or an id outside the vocabulary.
+        PromptTooLong: The prompt leaves no room for an answer.
+    """
+    _check_vocabulary(request, tokenizer.vocab_size)
+    ids = _tokenise(request, tokenizer)
+    if not ids:
+        raise InvalidRequest("prompt", "no token", "at least one token")
+    room = max_len - 1
+    if request.truncate:
+        return _cut(ids, request, tokenizer, max(1, max_len - config.max_stream_tokens))
+    if len(ids) > room:
+        raise PromptTooLong(len(ids), room)
+    return Prompt(ids, 0)
+
+
+def _check_vocabulary(request: GenerationRequest, vocab_size: int) -> None:
+    prompt = () if isinstance(request.prompt, str) else request.prompt
+    fields = {
+        "prompt": prompt,
+        "stop_token_ids": request.sampling.stop_token_ids,
+        "logit_bias": tuple(request.sampling.logit_bias),
+    }
+    for field, ids in fields.items():
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                allowed = f"token ids from 0 to {vocab_size - 1}"
+                raise InvalidRequest(field, str(token), allowed)
+
+
+def _tokenise(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if not isinstance(request.prompt, str):
+        return tuple(request.prompt)
+    with_special = not request.is_rendered
+    return tuple(tokenizer.encode(request.prompt, add_special_tokens=with_special))
+
+
+def _cut(
+    ids: tuple[int, ...], request: GenerationRequest, tokenizer: Tokenizer, room: int
+) -> Prompt:
+    """Keeps the beginning-of-text token, the kept prefix and the last tokens."""
+    if len(ids) <= room:
+        return Prompt(ids, 0)
+    head: tuple[int, ...] = ()
+    if request.kept_prefix:
+        kept = tokenizer.encode(request.kept_prefix, add_special_tokens=False)
+        head = tuple(kept)
+    if head[:1] != ids[:1] and ids[0] == tokenizer.bos_id:
+        head = (ids[0], *head)
+    if len(head) >= room:
+        raise PromptTooLong(len(ids), room)
+    return Prompt((*head, *ids[len(ids) - room + len(head) :]), len(ids) - room)

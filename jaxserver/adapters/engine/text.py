@@ -1,0 +1,255 @@
+"""Implements the `Generator` port: text in, text out, around the engine's thread.
+
+Prompts are tokenised in a worker thread before admission. Answers are detokenised, and
+searched for stop strings, in another, so that the engine's thread sees token ids only.
+"""
+
+import atexit
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxserver.adapters.engine.answer import Answer
+from jaxserver.adapters.engine.loop import EngineLoop
+from jaxserver.adapters.engine.prompts import read_prompt
+from jaxserver.adapters.engine.requests import TokenEvent, TokenRequest
+from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import (
+    EngineFailed,
+    JaxServerError,
+    NotReady,
+    ServerFull,
+)
+from jaxserver.ports.telemetry import Telemetry
+from jaxserver.ports.tokenizer import Tokenizer
+from jaxserver.ports.types import FinishReason, GenerationRequest, SamplingParams
+
+LOGGER = logging.getLogger("jaxserver")
+RETRY_SECONDS = 1
+STOP_SECONDS = 10.0
+
+
+class Shell(NamedTuple):
+    """What the outside world lends the engine, so that tests can lend something else.
+
+    Attributes:
+        clock: Seconds from any origin.
+        new_seed: A number from 0 to 2**64 - 1 that nobody can guess.
+    """
+
+    telemetry: Telemetry
+    clock: Callable[[], float]
+    new_seed: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextStats:
+    """Counts since the start."""
+
+    requests_served: int = 0
+    prompts_served: int = 0
+    tokens_generated: int = 0
+
+
+class TextEngine:
+    """Queues requests, follows their answers, and tells the loop when to stop one."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ServerConfig,
+        slots: int,
+        max_len: int,
+        shell: Shell,
+    ) -> None:
+        self.stats = TextStats()
+        self._tokenizer = tokenizer
+        self._config = config
+        self._max_open = slots + config.max_queue
+        self._max_len = max_len
+        self._shell = shell
+        self._loop: EngineLoop | None = None
+        self._ids = itertools.count()
+        self._answers: dict[int, Answer] = {}
+        self._lock = threading.Lock()
+        self._is_draining = False
+        self._is_empty = threading.Condition(self._lock)
+        self._encoder = concurrent.futures.ThreadPoolExecutor(1, "jaxserver-encode")
+        self._events: queue.SimpleQueue[Sequence[TokenEvent] | None] = (
+            queue.SimpleQueue()
+        )
+        self._decoder = threading.Thread(
+            target=self._decode, name="jaxserver-decode", daemon=True
+        )
+
+    def start(self, make_loop: Callable[[Callable[..., None]], EngineLoop]) -> None:
+        """Starts the threads; `make_loop` is given what the loop reports to."""
+        self._loop = make_loop(self._events.put)
+        self._decoder.start()
+        self._loop.start()
+        atexit.register(self.close, 0.0)  # a thread inside JAX would abort the exit
+
+    @property
+    def loop(self) -> EngineLoop:
+        if self._loop is None:
+            raise EngineFailed("the engine was not started")
+        return self._loop
+
+    def is_alive(self) -> bool:
+        return self.loop.is_alive() and self._decoder.is_alive()
+
+    @property
+    def queue_length(self) -> int:
+        """Requests that have no slot."""
+        return max(0, len(self._answers) - self.loop.stats.slots_in_use)
+
+    def generate(self, request: GenerationRequest) -> EngineStream:
+        """Queues a request and returns at once; see `ports.generator`."""
+        channel = Channel()
+        request_id = next(self._ids)
+        seed = request.sampling.seed
+        answer = Answer(
+            request_id=request_id,
+            sampling=request.sampling,
+            seed=self._shell.new_seed() if seed is None else seed,
+            channel=channel,
+            tokenizer=self._tokenizer,
+            queued_seconds=self._shell.clock(),
+        )
+        with self._lock:
+            if self._is_draining:
+                raise NotReady("the server is shutting down", RETRY_SECONDS)
+            if not self.is_alive():
+                raise EngineFailed("the engine does not run any more")
+            if len(self._answers) >= self._max_open:
+                raise ServerFull(
+                    f"{self._max_open} requests are being served or waiting",
+                    RETRY_SECONDS,
+                )
+            self._answers[request_id] = answer
+            self._encoder.submit(self._encode, request, answer)
+        return EngineStream(channel, functools.partial(self._cancel, answer))
+
+    def close(self, timeout_seconds: float) -> None:
+        """Takes no more requests, lets those there are finish, ends the threads.
+
+        Requests that are not finished in time fail with `EngineFailed`.
+        """
+        atexit.unregister(self.close)
+        with self._lock:
+            self._is_draining = True
+            self._is_empty.wait_for(lambda: not self._answers, timeout_seconds)
+        self._encoder.shutdown(cancel_futures=True)
+        self.loop.stop(STOP_SECONDS)
+        with self._lock:
+            for answer in self._answers.values():
+                self._report(answer, EngineFailed("the engine was stopped"))
+        self._events.put(None)
+        self._decoder.join(STOP_SECONDS)
+
+    def _cancel(self, answer: Answer) -> None:
+        answer.is_cancelled = True
+        self.loop.cancel(answer.request_id)
+
+    def _encode(self, request: GenerationRequest, answer: Answer) -> None:
+        """Runs in the worker thread; what goes wrong is the request's answer."""
+        try:
+            self._submit(request, answer)
+        except JaxServerError as error:
+            self._report(answer, error)
+        except Exception as error:  # the reader must hear of it
+            LOGGER.exception("a prompt could not be tokenised")
+            reason = f"the prompt could not be tokenised: {type(error).__name__}"
+            self._report(answer, EngineFailed(reason))
+
+    def _submit(self, request: GenerationRequest, answer: Answer) -> None:
+        if answer.is_cancelled:
+            self._report(answer, FinishReason.CANCELLED)
+            return
+        prompt = read_prompt(request, self._tokenizer, self._config, self._max_len)
+        answer.prompt_tokens = len(prompt.ids)
+        answer.prompt_tokens_dropped = prompt.dropped
+        sampling = self._complete(request.sampling)
+        wanted = sampling.max_new_tokens or self._config.max_new_tokens
+        eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
+        self.loop.submit(
+            TokenRequest(
+                request_id=answer.request_id,
+                prompt=prompt.ids,
+                sampling=sampling,
+                seed=answer.seed,
+                limit=min(len(prompt.ids) + wanted, self._max_len),
+                end_ids=eos | frozenset(sampling.stop_token_ids),
+                streaming=request.streaming,
+            )
+        )
+        if answer.is_cancelled:  # perhaps before the loop knew of it
+            self.loop.cancel(answer.request_id)
+
+    def _complete(self, sampling: SamplingParams) -> SamplingParams:
+        """Fills in what the request left to the server."""
+        defaults = {
+            name: getattr(self._config, name)
+            for name in ("temperature", "top_p", "top_k")
+            if getattr(sampling, name) is None
+        }
+        return dataclasses.replace(sampling, **defaults)
+
+    def _report(self, answer: Answer, end: FinishReason | JaxServerError) -> None:
+        self._events.put([TokenEvent(request_id=answer.request_id, end=end)])
+
+    def _decode(self) -> None:
+        while (events := self._events.get()) is not None:
+            wake([w for event in events if (w := self._follow(event)) is not None])
+
+    def _follow(self, event: TokenEvent) -> Waiter | None:
+        """Gives one answer what one dispatch brought it."""
+        answer = self._answers.get(event.request_id)
+        if answer is None:
+            return None
+        now = self._shell.clock()
+        if event.is_admitted:
+            answer.admitted_seconds = now
+            self._count(prompts=1)
+            return None
+        item = self._take_in(answer, event, now)
+        if answer.outcome is not None:
+            if event.end is None:
+                self.loop.cancel(event.request_id)
+            self._finish(answer, now)
+        return None if item is None else answer.channel.put(item)
+
+    def _take_in(self, answer: Answer, event: TokenEvent, now: float) -> Item | None:
+        """What cannot be written down fails alone; the thread serves all the others."""
+        try:
+            return answer.take_in(event, now)
+        except Exception as error:
+            LOGGER.exception("an answer could not be written down")
+            answer.outcome = EngineFailed.code
+            reason = f"the answer could not be written down: {type(error).__name__}"
+            return EngineFailed(reason)
+
+    def _finish(self, answer: Answer, now: float) -> None:
+        self._count(requests=1, tokens=answer.completion_tokens)
+        try:
+            self._shell.telemetry.request_finished(answer.record(now))
+        except Exception:
+            LOGGER.exception("the telemetry has failed")
+        with self._lock:
+            del self._answers[answer.request_id]
+            if not self._answers:
+                self._is_empty.notify_all()
+
+    def _count(self, *, requests: int = 0, prompts: int = 0, tokens: int = 0) -> None:
+        self.stats = TextStats(
+            requests_served=self.stats.requests_served + requests,
+            prompts_served=self.stats.prompts_served + prompts,
+            tokens_generated=self.stats.tokens_generated + tokens,
+        )

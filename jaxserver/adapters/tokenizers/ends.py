@@ -1,0 +1,14 @@
+"""The tokens that a tokenizer's settings put around a text."""
+
+from collections.abc import Mapping
+
+from tokenizers import Tokenizer, processors
+
+
+def put_around(
+    encoder: Tokenizer, begin: Mapping[str, int], end: Mapping[str, int]
+) -> None:
+    """Adds tokens, by text and id, to both ends of what is encoded from now on."""
+    encoder.post_processor = processors.TemplateProcessing(
+        single=[*begin, "$A", *end], special_tokens=list({**begin, **end}.items())
+    )
