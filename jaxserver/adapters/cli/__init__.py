@@ -1,0 +1,1 @@
+"""The command line: settings, answers in the terminal, progress bars."""

@@ -1,0 +1,1 @@
+"""Serves a `Generator` over HTTP: the original's routes and OpenAI's."""

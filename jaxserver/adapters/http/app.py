@@ -1,0 +1,130 @@
+"""Puts the routes together into one application."""
+
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator
+
+import fastapi
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from jaxserver.adapters.http.auth import ApiKeyGate
+from jaxserver.adapters.http.body import BodyReader, invalid
+from jaxserver.adapters.http.disconnect import ClientLeft
+from jaxserver.adapters.http.errors import Refused, error_json, failure_of
+from jaxserver.adapters.http.handler_pool import HandlerPool
+from jaxserver.adapters.http.openai import OpenAIRoutes
+from jaxserver.adapters.http.original import OriginalRoutes
+from jaxserver.adapters.http.scope import route_path
+from jaxserver.adapters.http.system import StatusRoutes, TokenizerRoutes
+from jaxserver.ports.errors import JaxServerError, NotReady
+from jaxserver.ports.generator import Generator
+from jaxserver.ports.handlers import Handlers
+from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.status import ServerStatus
+from jaxserver.ports.tokenizer import Tokenizer
+
+HANDLER_THREADS = 32
+MAX_BODY_BYTES = 8 * 2**20
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(  # noqa: PLR0913  # one name for each port and limit
+    generator: Generator,
+    formatter: PromptFormatter,
+    *,
+    instruct_formatter: PromptFormatter | None = None,
+    tokenizer: Tokenizer | None = None,
+    status: ServerStatus | None = None,
+    handlers: Handlers | None = None,
+    api_key: str | None = None,
+    truncate_prompts: bool = True,
+    handler_threads: int = HANDLER_THREADS,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> fastapi.FastAPI:
+    """Builds an application that runs alone, or mounted in another one.
+
+    Args:
+        generator: Answers the requests.
+        formatter: Writes conversations down.
+        instruct_formatter: Writes `/instruct` down, where that is done otherwise.
+        tokenizer: Brings `/tokenize` and `/detokenize`.
+        status: Brings `/status`, `/health`, `/ready` and `/v1/models`.
+        handlers: Functions that answer `/instruct` and `/chat` instead.
+        api_key: Wanted by everything but `/health` and `/ready`.
+        truncate_prompts: Cut prompts that are too long on `/instruct` and `/chat`.
+        handler_threads: How many handlers may run at once.
+        max_body_bytes: A larger body is refused.
+    """
+    pool = HandlerPool(handler_threads)
+    read = BodyReader(max_bytes=max_body_bytes)
+    app = _bare_app(pool)
+    if api_key is not None:
+        app.add_middleware(ApiKeyGate, api_key=api_key)
+    original = OriginalRoutes(
+        generator=generator,
+        formatter=formatter,
+        instruct_formatter=instruct_formatter or formatter,
+        handlers=handlers or Handlers(),
+        pool=pool,
+        read=read,
+        truncate_prompts=truncate_prompts,
+    )
+    openai = OpenAIRoutes(
+        generator=generator, formatter=formatter, status=status, read=read
+    )
+    app.include_router(original.router())
+    app.include_router(openai.router())
+    if status is not None:
+        app.include_router(StatusRoutes(status=status).router())
+    if tokenizer is not None:
+        app.include_router(TokenizerRoutes(tokenizer=tokenizer, read=read).router())
+    return app
+
+
+def _bare_app(pool: HandlerPool) -> fastapi.FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.close()
+
+    app = fastapi.FastAPI(
+        title="jaxserver",
+        version=importlib.metadata.version("jaxserver"),
+        lifespan=lifespan,
+        # The pages of the framework load their scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+    )
+    for kind in (JaxServerError, Refused, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    for kind in (ClientLeft, ClientDisconnect):
+        app.add_exception_handler(kind, _answer_nobody)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    path = route_path(request.scope)
+    if isinstance(error, NotReady) and path in {"/instruct", "/chat"}:
+        return JSONResponse({"status": "down"})
+    failure = failure_of(error, path)
+    return Response(
+        error_json(failure, path),
+        failure.status,
+        headers=failure.headers,
+        media_type="application/json",
+    )
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
+    """Names the parameter; the framework's own answer would repeat what was sent."""
+    details = error.errors() if isinstance(error, RequestValidationError) else []
+    field = ".".join(str(part) for part in details[0]["loc"]) if details else "request"
+    return await _answer_error(request, invalid(field, "not what is allowed here"))
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

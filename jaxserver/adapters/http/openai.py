@@ -1,0 +1,192 @@
+"""OpenAI's routes: chat completions, completions and models."""
+
+import asyncio
+import dataclasses
+import time
+import uuid
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jaxserver.adapters.http import openapi
+from jaxserver.adapters.http.answer import chunks_of, finished
+from jaxserver.adapters.http.body import BodyReader
+from jaxserver.adapters.http.disconnect import unless_client_leaves
+from jaxserver.adapters.http.errors import Failure, Refused
+from jaxserver.adapters.http.openai_answers import (
+    ChatCompletion,
+    Completion,
+    ServedModel,
+    ServedModels,
+)
+from jaxserver.adapters.http.openai_forms import (
+    Head,
+    chat_completion,
+    chat_events,
+    text_completion,
+    text_events,
+)
+from jaxserver.adapters.http.openai_wire import (
+    ChatCompletionBody,
+    CompletionBody,
+    OpenAIBody,
+)
+from jaxserver.adapters.http.sse import EventStream
+from jaxserver.adapters.http.system import check_ready
+from jaxserver.adapters.http.wire import json_response
+from jaxserver.ports.generator import Generator
+from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.status import ServerStatus
+from jaxserver.ports.types import GenerationRequest
+
+_NO_NAME = "jaxserver"
+_NO_MODEL = {404: "There is no such model."}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenAIRoutes:
+    """Answers in OpenAI's form.
+
+    Attributes:
+        status: Knows the served model's name; without it any name is taken.
+        created: When the model came, in seconds since 1970.
+    """
+
+    generator: Generator
+    formatter: PromptFormatter
+    status: ServerStatus | None
+    read: BodyReader
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1")
+        routes.add_api_route(
+            "/chat/completions",
+            self.chat_completions,
+            **openapi.route(
+                ChatCompletion,
+                body=ChatCompletionBody,
+                streams=True,
+                openai=True,
+                also=_NO_MODEL,
+            ),
+        )
+        routes.add_api_route(
+            "/completions",
+            self.completions,
+            **openapi.route(
+                Completion,
+                body=CompletionBody,
+                streams=True,
+                openai=True,
+                also=_NO_MODEL,
+            ),
+        )
+        if self.status is not None:
+            models = ModelRoutes(status=self.status, created=self.created)
+            routes.include_router(models.router())
+        return routes
+
+    async def chat_completions(self, request: Request) -> Response:
+        """Answers a conversation."""
+        body = await self.read(request, ChatCompletionBody)
+        body.check()
+        head = self._head("chatcmpl", body)
+        # In a thread, since a formatter may be the user's own and take its time.
+        prompt = await asyncio.to_thread(self.formatter.format, body.conversation())
+        wanted = GenerationRequest(
+            prompt=prompt,
+            is_rendered=True,
+            sampling=body.sampling_params(),
+            streaming=bool(body.stream),
+        )
+        chunks = chunks_of(self.generator, wanted)
+        if body.stream:
+            return EventStream(chat_events(head, chunks))
+        answer = await unless_client_leaves(request.receive, finished(chunks))
+        return json_response(chat_completion(head, answer))
+
+    async def completions(self, request: Request) -> Response:
+        """Continues a text."""
+        body = await self.read(request, CompletionBody)
+        body.check()
+        head = self._head("cmpl", body)
+        wanted = GenerationRequest(
+            prompt=body.prompt,
+            sampling=body.sampling_params(),
+            streaming=bool(body.stream),
+        )
+        chunks = chunks_of(self.generator, wanted)
+        if body.stream:
+            return EventStream(text_events(head, chunks))
+        answer = await unless_client_leaves(request.receive, finished(chunks))
+        return json_response(text_completion(head, answer))
+
+    def _head(self, kind: str, body: OpenAIBody) -> Head:
+        return Head(
+            id=f"{kind}-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self._served_name(body.model),
+            include_usage=body.include_usage,
+        )
+
+    def _served_name(self, asked: str | None) -> str:
+        if self.status is None:
+            return asked or _NO_NAME
+        served = self.status.snapshot().model
+        if asked not in {None, served}:
+            raise _unknown_model(served)
+        return served
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelRoutes:
+    """Lists the one model that is served."""
+
+    status: ServerStatus
+    created: int
+
+    def router(self) -> APIRouter:
+        routes = APIRouter()
+        routes.add_api_route(
+            "/models", self.models, **openapi.route(ServedModels, openai=True)
+        )
+        routes.add_api_route(
+            "/models/{name:path}",
+            self.model,
+            **openapi.route(ServedModel, openai=True, also=_NO_MODEL),
+        )
+        return routes
+
+    async def models(self) -> Response:
+        """The served model, in a list."""
+        check_ready(self.status)
+        return json_response(ServedModels(object="list", data=[self._served()]))
+
+    async def model(self, name: str) -> Response:
+        """The served model, by its name."""
+        check_ready(self.status)
+        served = self._served()
+        if name != served.id:
+            raise _unknown_model(served.id)
+        return json_response(served)
+
+    def _served(self) -> ServedModel:
+        return ServedModel(
+            id=self.status.snapshot().model,
+            object="model",
+            created=self.created,
+            owned_by="jaxserver",
+        )
+
+
+def _unknown_model(served: str) -> Refused:
+    return Refused(
+        Failure(
+            status=404,
+            code="model_not_found",
+            message=f"model: allowed is {served}, the one that is served",
+            field="model",
+        )
+    )

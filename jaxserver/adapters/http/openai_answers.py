@@ -1,0 +1,113 @@
+"""The answers of OpenAI's routes, in that API's exact form and `seed` besides."""
+
+from typing import Literal
+
+import pydantic
+
+FinishText = Literal["stop", "length"]
+
+
+class TokenUsage(pydantic.BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopToken(pydantic.BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(TopToken):
+    top_logprobs: list[TopToken]
+
+
+class ChatLogprobs(pydantic.BaseModel):
+    content: list[ChatToken]
+    refusal: None
+
+
+class AssistantMessage(pydantic.BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(pydantic.BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishText
+
+
+class Answer(pydantic.BaseModel):
+    """What every answer says about itself."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: None
+
+
+class ChatCompletion(Answer):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: TokenUsage
+    seed: int | None
+
+
+class Delta(pydantic.BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+
+
+class ChunkChoice(pydantic.BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishText | None
+
+
+class ChatCompletionChunk(Answer):
+    """An event; `usage` is there if it was asked for, `seed` at the end."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChunkChoice]
+    usage: TokenUsage | None = None
+    seed: int | None = None
+
+
+class TextLogprobs(pydantic.BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(pydantic.BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishText | None
+
+
+class Completion(Answer):
+    """An answer or, streamed, an event of one."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: TokenUsage | None = None
+    seed: int | None = None
+
+
+class ServedModel(pydantic.BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ServedModels(pydantic.BaseModel):
+    object: Literal["list"]
+    data: list[ServedModel]

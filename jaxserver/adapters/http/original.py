@@ -1,0 +1,186 @@
+"""The original's two routes, `/instruct` and `/chat`."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jaxserver.adapters.http import openapi
+from jaxserver.adapters.http.answer import (
+    Chunks,
+    FinishedAnswer,
+    chunks_of,
+    finished,
+    together,
+)
+from jaxserver.adapters.http.body import BodyReader
+from jaxserver.adapters.http.disconnect import unless_client_leaves
+from jaxserver.adapters.http.handler_pool import HandlerPool
+from jaxserver.adapters.http.original_wire import (
+    ChatBody,
+    Down,
+    InstructBody,
+    OriginalAnswer,
+    Piece,
+)
+from jaxserver.adapters.http.sse import EventStream
+from jaxserver.adapters.http.wire import json_response
+from jaxserver.ports.generator import Generator
+from jaxserver.ports.handlers import (
+    Answer,
+    ChatRequest,
+    Handlers,
+    InstructRequest,
+    sampling_fields,
+)
+from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.types import Chunk, GenerationRequest, Message, SamplingParams
+
+Body = TypeVar("Body", InstructRequest, ChatRequest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OriginalRoutes:
+    """Answers by the model, or by the user's own handlers.
+
+    Attributes:
+        truncate_prompts: Cut a prompt that is too long instead of refusing it.
+    """
+
+    generator: Generator
+    formatter: PromptFormatter
+    instruct_formatter: PromptFormatter
+    handlers: Handlers
+    pool: HandlerPool
+    read: BodyReader
+    truncate_prompts: bool
+
+    def router(self) -> APIRouter:
+        routes = APIRouter()
+        own, theirs = OriginalAnswer | Down, dict[str, object]
+        routes.add_api_route(
+            "/instruct",
+            self.instruct,
+            **openapi.route(
+                theirs if self.handlers.forward_instruct else own,
+                body=InstructBody,
+                streams=True,
+            ),
+        )
+        routes.add_api_route(
+            "/chat",
+            self.chat,
+            **openapi.route(
+                theirs if self.handlers.forward_chat else own,
+                body=ChatBody,
+                streams=True,
+            ),
+        )
+        return routes
+
+    async def instruct(self, request: Request) -> Response:
+        """Answers one instruction."""
+        body = (await self.read(request, InstructBody)).to_request()
+        if self.handlers.forward_instruct is not None:
+            return await self._handled(request, self.handlers.forward_instruct, body)
+        messages = instruct_messages(body)
+        return await self._generated(request, body, self.instruct_formatter, messages)
+
+    async def chat(self, request: Request) -> Response:
+        """Answers one turn of a conversation."""
+        body = (await self.read(request, ChatBody)).to_request()
+        if self.handlers.forward_chat is not None:
+            return await self._handled(request, self.handlers.forward_chat, body)
+        messages = chat_messages(body)
+        return await self._generated(request, body, self.formatter, messages)
+
+    async def _handled(
+        self, request: Request, handler: Callable[[Body], Answer], body: Body
+    ) -> Response:
+        if body.stream:
+            return EventStream(_whole_event(self.pool, handler, body))
+        work = self.pool.run(handler, body)
+        return JSONResponse(dict(await unless_client_leaves(request.receive, work)))
+
+    async def _generated(
+        self,
+        request: Request,
+        body: InstructRequest | ChatRequest,
+        formatter: PromptFormatter,
+        messages: Sequence[Message],
+    ) -> Response:
+        # In a thread, since a formatter may be the user's own and take its time.
+        prompt, kept = await asyncio.to_thread(_rendered, formatter, messages)
+        wanted = GenerationRequest(
+            prompt=prompt,
+            is_rendered=True,
+            sampling=SamplingParams(**sampling_fields(body)),
+            truncate=self.truncate_prompts,
+            kept_prefix=kept,
+            streaming=bool(body.stream),
+        )
+        chunks = chunks_of(self.generator, wanted)
+        if body.stream:
+            return EventStream(_events(prompt, chunks))
+        answer = await unless_client_leaves(request.receive, finished(chunks))
+        return json_response(_answer(prompt, answer))
+
+
+def instruct_messages(body: InstructRequest) -> list[Message]:
+    return [*_system(body.system), Message(role="user", content=body.prompt)]
+
+
+def chat_messages(body: ChatRequest) -> list[Message]:
+    messages = _system(body.system)
+    for user, assistant in body.history or ():
+        messages.append(Message(role="user", content=user))
+        messages.append(Message(role="assistant", content=assistant))
+    return [*messages, Message(role="user", content=body.prompt)]
+
+
+def _rendered(
+    formatter: PromptFormatter, messages: Sequence[Message]
+) -> tuple[str, str]:
+    """The prompt, and its part that survives when it has to be cut."""
+    return formatter.format(messages), formatter.system_turn(messages)
+
+
+def _system(system: str | None) -> list[Message]:
+    return [] if system is None else [Message(role="system", content=system)]
+
+
+async def _whole_event(
+    pool: HandlerPool, handler: Callable[[Body], Answer], body: Body
+) -> AsyncGenerator[str, None]:
+    answer = await pool.run(handler, body)
+    yield json.dumps(dict(answer), ensure_ascii=False, allow_nan=False)
+
+
+async def _events(prompt: str, chunks: Chunks) -> AsyncGenerator[str, None]:
+    """The pieces of an answer, which joined are its text, and then the answer whole."""
+    read: list[Chunk] = []
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            read.append(chunk)
+            if chunk.text:
+                used = chunk.usage.completion_tokens
+                yield Piece(response=chunk.text, tokens_used=used).model_dump_json()
+    yield _answer(prompt, together(read)).model_dump_json()
+
+
+def _answer(prompt: str, answer: FinishedAnswer) -> OriginalAnswer:
+    return OriginalAnswer(
+        input=prompt,
+        response=answer.text,
+        tokens_used=answer.usage.completion_tokens,
+        prompt_tokens=answer.usage.prompt_tokens,
+        prompt_tokens_dropped=answer.usage.prompt_tokens_dropped,
+        finish_reason=answer.finish_reason,
+        seed=answer.seed,
+    )

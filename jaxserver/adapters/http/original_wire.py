@@ -1,0 +1,79 @@
+"""The bodies of `/instruct` and `/chat`, and what is answered."""
+
+from typing import Literal
+
+import pydantic
+
+from jaxserver.adapters.http.wire import (
+    Probability,
+    Seed,
+    Stop,
+    Temperature,
+    TokenCount,
+    TopK,
+    WireModel,
+)
+from jaxserver.ports.handlers import ChatRequest, InstructRequest
+from jaxserver.ports.types import FinishReason
+
+
+class _Sampling(WireModel):
+    temperature: Temperature | None = None
+    greedy: bool | None = False
+    max_new_tokens: TokenCount | None = None
+    top_p: Probability | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    stream: bool | None = False
+
+
+class InstructBody(_Sampling):
+    """One instruction; null is the server's default."""
+
+    prompt: str
+    system: str | None = None
+
+    def to_request(self) -> InstructRequest:
+        return InstructRequest(**dict(self))
+
+
+class ChatBody(_Sampling):
+    """One turn of a conversation; history holds pairs of user and assistant."""
+
+    prompt: str
+    system: str | None = None
+    history: list[tuple[str, str]] | None = None
+
+    def to_request(self) -> ChatRequest:
+        return ChatRequest(**dict(self))
+
+
+class OriginalAnswer(pydantic.BaseModel):
+    """A whole answer.
+
+    Attributes:
+        input: The prompt as the model was given it.
+        tokens_used: Tokens drawn, the end token included.
+    """
+
+    input: str
+    response: str
+    tokens_used: int
+    prompt_tokens: int
+    prompt_tokens_dropped: int
+    finish_reason: FinishReason
+    seed: int | None
+
+
+class Down(pydantic.BaseModel):
+    """The model is not ready."""
+
+    status: Literal["down"]
+
+
+class Piece(pydantic.BaseModel):
+    """An event of a streamed answer: its next piece, and the tokens drawn so far."""
+
+    response: str
+    tokens_used: int
