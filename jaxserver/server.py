@@ -1,0 +1,396 @@
+"""`JAXServer`: the one object that users load, call, subclass and serve."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import fastapi
+
+from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.adapters.engine.text import TextEngine
+from jaxserver.adapters.http.app import create_app
+from jaxserver.adapters.http.serve import HttpServer
+from jaxserver.adapters.prompts.late import LateFormatter
+from jaxserver.adapters.prompts.overrides import (
+    ChatOverride,
+    InstructOverride,
+    conversation,
+)
+from jaxserver.adapters.prompts.pieces import Pieces
+from jaxserver.adapters.tokenizers.late import LateTokenizer
+from jaxserver.overriding import is_overridden, own_handlers
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import EngineFailed, NotReady, UnsupportedMessages
+from jaxserver.ports.generator import Stream
+from jaxserver.ports.handlers import (
+    CANCEL,
+    Answer,
+    ChatRequest,
+    History,
+    InstructRequest,
+    PageUpdates,
+    sampling_fields,
+)
+from jaxserver.ports.progress import Progress
+from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.status import ServerState, StatusSnapshot
+from jaxserver.ports.types import GenerationRequest, SamplingParams
+from jaxserver.snapshot import reachable_host, take_snapshot
+from jaxserver.wiring import Model, compile_model, load_model, start_engine
+
+DRAIN_SECONDS = 30.0
+LOADING_RETRY_SECONDS = 5
+
+
+class JAXServer:
+    """A language model that answers Python, HTTP and the browser.
+
+    Subclass it and override `format_chat`, `format_instruct`, `process_gradio_chat`,
+    `process_gradio_instruct`, `forward_chat` or `forward_instruct`: every transport
+    uses what you wrote. It implements the `Generator` and `ServerStatus` ports.
+
+    Attributes:
+        config: What it was given, with `instruct_format`, `prompt_prefix_chat` and
+            `prompt_postfix_chat` filled in from the model once it is there.
+        formatter: Writes conversations down, overrides included.
+        number_of_served_request_until_last_up_time: Answers of `forward_*` so far.
+    """
+
+    def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
+        """Takes a configuration; `open` brings the model."""
+        self._given = ServerConfig.of(config)
+        self.config = self._given
+        self.formatter: PromptFormatter = LateFormatter(self._chat_formatter)
+        self.number_of_served_request_until_last_up_time = 0
+        self._model: Model | None = None
+        self._pieces: Pieces | None = None
+        self._compiled: CompiledSteps | None = None
+        self._engine: TextEngine | None = None
+        self._http: HttpServer | None = None
+        self._state = ServerState.LOADING
+        self._started_seconds = time.monotonic()
+        self._compiles_at_ready = 0
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        config: ServerConfig | Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Loads a model and makes it ready to answer.
+
+        Args:
+            model: A packaged model's name, a folder, a `.gguf` file or a hub id;
+                None takes the configuration's.
+            config: A `ServerConfig` or a mapping with the same keys.
+            progress: Hears how far downloading, loading and compiling are.
+
+        Raises:
+            InvalidConfig: A key is unknown or its value does not fit.
+            ModelNotFound: The model is neither here nor can it be fetched.
+            BrokenCheckpoint: A file does not hold what it should.
+            UnsupportedModel: The model cannot be served.
+        """
+        given = ServerConfig.of(config)
+        if model is not None:
+            given = dataclasses.replace(given, model=os.fspath(model))
+        server = cls(given)
+        server.open(progress)
+        return server
+
+    def open(self, progress: Progress | None = None) -> None:
+        """Loads, compiles and starts; the errors are those of `load`."""
+        report = progress or _no_progress
+        try:
+            self._model = load_model(self._given, report)
+            slots = self._model.engine.slots
+            self._given = dataclasses.replace(self._given, slots=slots)
+            self._pieces = Pieces(self._model.formatter, self._given)
+            self.config = self._pieces.config
+            self._state = ServerState.COMPILING
+            self._compiled = compile_model(self._model, self._given, report)
+            self._engine = start_engine(self._model, self._compiled, self._given)
+        except BaseException:
+            self._state = ServerState.FAILED
+            raise
+        self._compiles_at_ready = COMPILES.count
+        self._state = ServerState.READY
+
+    def compile(self, progress: Progress | None = None) -> None:
+        """Compiles what `pre_compile = false` left for later."""
+        if self._compiled is None:
+            raise self._not_ready()
+        self._compiled.compile_all(progress or _no_progress)
+        self._compiles_at_ready = COMPILES.count
+
+    def generate(self, request: GenerationRequest) -> Stream:
+        """Queues a request; see `ports.generator.Generator`."""
+        if self._engine is None or self._state is not ServerState.READY:
+            raise self._not_ready()
+        return self._engine.generate(request)
+
+    def process(
+        self,
+        string: str,
+        *,
+        greedy: bool | None = False,
+        max_new_tokens: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[tuple[str, int]]:
+        """Continues a text; yields all of the answer so far and the tokens drawn.
+
+        A prompt that is too long is cut where `use_prefix_tokenizer` says so. Closing
+        the iterator stops the work.
+
+        Args:
+            string: The prompt, as the model is to read it.
+            greedy: Take the likeliest token each time.
+            max_new_tokens: Most tokens to draw; None takes the configuration's.
+            **sampling: Further fields of `SamplingParams`.
+
+        Raises:
+            InvalidRequest: A field does not fit.
+            PromptTooLong: The prompt leaves no room and may not be cut.
+        """
+        params = SamplingParams(
+            greedy=bool(greedy), max_new_tokens=max_new_tokens, **sampling
+        )
+        request = GenerationRequest(
+            prompt=string, sampling=params, truncate=self.config.use_prefix_tokenizer
+        )
+        text = ""
+        with self.generate(request) as stream:
+            token = CANCEL.get()
+            if token is not None:
+                token.on_set(stream.cancel)
+            for chunk in stream:
+                text += chunk.text
+                yield text, chunk.usage.completion_tokens
+
+    def format_instruct(self, system: str | None, instruction: str) -> str:
+        """Writes one instruction down as a prompt."""
+        return self.config.instruct_format.format(instruct=instruction, system=system)
+
+    def format_chat(
+        self, history: Sequence[Sequence[str]], prompt: str, system: str | None
+    ) -> str:
+        """Writes a conversation down; `history` are pairs of user and assistant."""
+        if not self._has_own_chat_pieces():
+            return self._loaded().formatter.format(
+                conversation(history, prompt, system)
+            )
+        if system is not None and self._overrides("process_chat_history"):
+            raise UnsupportedMessages(
+                "the method `process_chat_history` takes no system message"
+            )
+        with_system = () if system is None else (system,)
+        return (
+            self.process_chat_history(history, *with_system)
+            + self.config.prompt_prefix_chat
+            + prompt
+            + self.config.prompt_postfix_chat
+        )
+
+    def chat_format(
+        self, history: Sequence[Sequence[str]], prompt: str, system: str | None
+    ) -> str:
+        """The same as `format_chat`, under its older name."""
+        return self.format_chat(history=history, prompt=prompt, system=system)
+
+    def process_chat_history(
+        self, history: Sequence[Sequence[str]], system: str | None = None
+    ) -> str:
+        """What stands before the last prompt and its prefix."""
+        if self._pieces is None:
+            raise self._not_ready()
+        return self._pieces.history(history, system)
+
+    def forward_instruct(self, data: InstructRequest) -> Answer:
+        """Answers `POST /instruct`."""
+        if not self._funcs_generated:
+            return {"status": "down"}
+        string = self.format_instruct(system=data.system, instruction=data.prompt)
+        return self._forward(string, data)
+
+    def forward_chat(self, data: ChatRequest) -> Answer:
+        """Answers `POST /chat`."""
+        if not self._funcs_generated:
+            return {"status": "down"}
+        string = self.chat_format(
+            history=data.history or [], prompt=data.prompt, system=data.system
+        )
+        return self._forward(string, data)
+
+    def process_gradio_chat(
+        self,
+        prompt: str,
+        history: History,
+        max_new_tokens: int,
+        system: str,
+        greedy: bool,
+        **sampling: Any,
+    ) -> PageUpdates:
+        """Answers the chat page: yields an emptied input box and the history."""
+        string = self.chat_format(history=history, prompt=prompt, system=system or None)
+        answers = self.process(
+            string, greedy=greedy, max_new_tokens=max_new_tokens, **sampling
+        )
+        answer = ""
+        for answer, _ in answers:
+            if self.config.stream_tokens_for_gradio:
+                yield "", [*history, [prompt, answer]]
+        yield "", [*history, [prompt, answer]]
+
+    def process_gradio_instruct(
+        self,
+        prompt: str,
+        system: str,
+        max_new_tokens: int,
+        greedy: bool,
+        **sampling: Any,
+    ) -> PageUpdates:
+        """Answers the instruct page: yields an emptied input box and the answer."""
+        string = self.format_instruct(system=system or None, instruction=prompt)
+        sampling = {**sampling, "greedy": greedy, "max_new_tokens": max_new_tokens}
+        answer = ""
+        for answer, _ in self.process(string, **sampling):
+            if self.config.stream_tokens_for_gradio:
+                yield "", answer
+        yield "", answer
+
+    def app(self, *, pages: bool = True) -> fastapi.FastAPI:
+        """The HTTP application, to serve as it is or to mount in another one.
+
+        Args:
+            pages: With the chat and instruct pages.
+        """
+        config, slots = self._given, self._given.slots or 0
+        handlers = own_handlers(self, JAXServer)
+        instruct = LateFormatter(self._instruct_formatter)
+        app = create_app(
+            self,
+            self.formatter,
+            instruct_formatter=instruct,
+            tokenizer=LateTokenizer(lambda: self._loaded().tokenizer),
+            status=self,
+            handlers=handlers,
+            api_key=config.api_key,
+            truncate_prompts=config.use_prefix_tokenizer,
+            handler_threads=max(32, slots) + config.max_queue,
+        )
+        if pages:
+            from jaxserver.adapters.gradio_ui.pages import (  # noqa: PLC0415  # slow
+                mount_pages,
+            )
+
+            mount_pages(
+                app,
+                self,
+                self.formatter,
+                instruct_formatter=instruct,
+                config=config,
+                handlers=handlers,
+                status=self,
+            )
+        return app
+
+    def fire(self) -> str:
+        """Serves over HTTP in the background; returns the address it listens on."""
+        self._http = HttpServer(self.app(), self._given.host, self._given.port)
+        self._http.start()
+        return self.url
+
+    def launch(self) -> dict[str, str]:
+        """Serves the pages, if nothing is served yet, and says where they are."""
+        url = self.fire() if self._http is None else self.url
+        return {"chat": f"{url}/gradio_chat", "instruct": f"{url}/gradio_instruct"}
+
+    @property
+    def url(self) -> str:
+        """Where it can be reached from this machine."""
+        if self._http is None:
+            raise self._not_ready()
+        host = reachable_host(self._given.host)
+        return f"http://{host}:{self._http.port}"
+
+    def end(self, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """Takes no more requests, lets those there are finish, and stops."""
+        if self._state is not ServerState.FAILED:
+            self._state = ServerState.DRAINING
+        if self._engine is not None:
+            self._engine.close(drain_seconds)
+        if self._http is not None:
+            self._http.stop()
+
+    def status(self) -> dict[str, Any]:
+        """The snapshot as plain values, as `GET /status` gives it."""
+        values = dataclasses.asdict(self.snapshot())
+        return {**values, "state": values["state"].value}
+
+    def snapshot(self) -> StatusSnapshot:
+        """How the server is doing at this moment."""
+        return take_snapshot(
+            self._given,
+            self._state if self.is_alive() else ServerState.FAILED,
+            plan=None if self._model is None else self._model.plan,
+            engine=self._engine,
+            uptime_seconds=time.monotonic() - self._started_seconds,
+            compiles_at_ready=self._compiles_at_ready,
+        )
+
+    def is_ready(self) -> bool:
+        return self._state is ServerState.READY and self.is_alive()
+
+    def is_alive(self) -> bool:
+        if self._state is ServerState.FAILED:
+            return False
+        is_running = self._state is ServerState.READY
+        return self._engine is None or not is_running or self._engine.is_alive()
+
+    @property
+    def _funcs_generated(self) -> bool:
+        """Whether it can answer; the original's name for it."""
+        return self.is_ready()
+
+    def _forward(self, string: str, data: InstructRequest | ChatRequest) -> Answer:
+        response, used_tokens = "", 0
+        for text, count in self.process(string, **sampling_fields(data)):
+            response, used_tokens = text, count
+        self.number_of_served_request_until_last_up_time += 1
+        return {"input": string, "response": response, "tokens_used": used_tokens}
+
+    def _overrides(self, name: str) -> bool:
+        return is_overridden(self, JAXServer, name)
+
+    def _has_own_chat_pieces(self) -> bool:
+        has_keys = self._given.prompt_prefix_chat or self._given.prompt_postfix_chat
+        return bool(has_keys) or self._overrides("process_chat_history")
+
+    def _chat_formatter(self) -> PromptFormatter:
+        is_own = self._overrides("format_chat") or self._has_own_chat_pieces()
+        if is_own or self._overrides("chat_format"):
+            return ChatOverride(format_chat=self.chat_format)
+        return self._loaded().formatter
+
+    def _instruct_formatter(self) -> PromptFormatter:
+        if self._overrides("format_instruct") or self._given.instruct_format:
+            return InstructOverride(format_instruct=self.format_instruct)
+        return self._loaded().formatter
+
+    def _loaded(self) -> Model:
+        if self._model is None:
+            raise self._not_ready()
+        return self._model
+
+    def _not_ready(self) -> Exception:
+        if not self.is_alive():
+            return EngineFailed("the engine does not run any more")
+        message = f"the server is {self._state.value}"
+        return NotReady(message, LOADING_RETRY_SECONDS)
+
+
+def _no_progress(stage: str, done: int, total: int) -> None:
+    """Nobody asked how far things are."""

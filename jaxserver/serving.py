@@ -1,0 +1,68 @@
+"""The `serve` command: listen, load, answer, and leave when told to."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from types import FrameType
+
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import EngineFailed
+from jaxserver.ports.progress import Progress
+from jaxserver.server import JAXServer
+
+CHECK_SECONDS = 1.0
+"""How often the engine is looked after."""
+
+
+def serve(
+    config: ServerConfig, progress: Progress, on_ready: Callable[[str, str], None]
+) -> None:
+    """Serves until SIGINT or SIGTERM; what runs then may finish.
+
+    It listens before it loads, so that whoever asks hears that it is loading. A signal
+    before it is ready, or a second one, ends the process at once.
+
+    Raises:
+        EngineFailed: The engine died while serving.
+    """
+    _log_to_stderr()
+    server = JAXServer(config)
+    told_to_stop = _stop_on_signals(server)
+    pages = server.launch()
+    try:
+        server.open(progress)
+        on_ready(server.url, pages["chat"])
+        while not told_to_stop.wait(CHECK_SECONDS):
+            if not server.is_alive():
+                raise EngineFailed("the engine died; the server ends")
+    finally:
+        server.end()
+
+
+def _stop_on_signals(server: JAXServer) -> threading.Event:
+    told_to_stop = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if told_to_stop.is_set() or not server.is_ready():
+            os._exit(128 + number)
+        told_to_stop.set()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    return told_to_stop
+
+
+def _log_to_stderr() -> None:
+    """Lets our own lines be seen, as they are, and nothing more of other libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("jaxserver")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    # The pages' library uses names that its own libraries have renamed.
+    warnings.filterwarnings("ignore", module="gradio")
