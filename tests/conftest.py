@@ -1,0 +1,50 @@
+"""Strict JAX, four devices, Hypothesis profiles, and the default model as a fixture."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+
+from pathlib import Path
+
+import chex
+import hypothesis
+import jax
+import pytest
+
+from jaxserver.adapters.checkpoints.locate import locate
+from jaxserver.ports.config import DEFAULT_MODEL
+
+hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
+hypothesis.settings.register_profile(
+    "ci", max_examples=200, deadline=None, derandomize=True, print_blob=True
+)
+hypothesis.settings.register_profile("nightly", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite the golden files"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _trace_counts() -> None:
+    """`chex.assert_max_traces` counts by definition: every test begins at none."""
+    chex.clear_trace_counter()
+
+
+@pytest.fixture
+def strict_jax() -> object:
+    """No implicit promotion of dtypes or ranks."""
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
+
+
+@pytest.fixture(scope="session")
+def default_model_path() -> Path:
+    """The default model's file, fetched once; a test that cannot have it fails."""
+    return locate(DEFAULT_MODEL, lambda stage, done, total: None)

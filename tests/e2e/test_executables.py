@@ -1,0 +1,142 @@
+"""On the default model, every executable gives a token the same bits as every other."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from jax.stages import Compiled
+
+from jaxserver import JAXServer, SamplingParams
+from jaxserver.adapters.engine.dispatch import prefill_chunk
+from jaxserver.adapters.engine.requests import TokenRequest
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.scheduler import Chunk, PrefillPlan
+from jaxserver.core.steps import Outcome
+
+pytestmark = pytest.mark.model
+ANSWER = 6
+PROMPT_LENGTH = 300
+SAMPLING = SamplingParams(temperature=0.9, top_k=0, top_p=0.95, logprobs=20)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to the same answer.
+
+    Attributes:
+        cuts: The prompt's chunks as (tokens that count, padded length).
+        slot: Where it runs.
+        rows: The decode executable, or None where each token of the answer is run by a
+            prefill as well.
+        block: Decode steps per dispatch.
+        neighbours: Other prompts that run beside it.
+    """
+
+    cuts: tuple[tuple[int, int], ...]
+    slot: int = 0
+    rows: int | None = 4
+    block: int = 32
+    neighbours: int = 0
+
+
+WAYS = {
+    "256 first": Way(cuts=((256, 256), (44, 128))),
+    "128 only": Way(cuts=((128, 128), (128, 128), (44, 128)), slot=3, block=1),
+    "32 only": Way(cuts=((32, 32),) * 9 + ((12, 32),), slot=5, rows=8, block=2),
+    "uneven": Way(cuts=((5, 32), (100, 256), (194, 256), (1, 32)), slot=15, rows=16),
+    "in company": Way(cuts=((256, 256), (44, 128)), slot=2, rows=4, neighbours=2),
+    "in a crowd": Way(cuts=((150, 256), (150, 256)), slot=9, rows=16, neighbours=9),
+    "by prefill of 32": Way(cuts=((256, 256), (44, 128)), rows=None, block=32),
+    "by prefill of 256": Way(cuts=((256, 256), (44, 128)), rows=None, block=256),
+}
+
+
+class Runner:
+    """Calls the compiled steps by hand."""
+
+    def __init__(self, server: JAXServer) -> None:
+        assert server._model is not None
+        assert server._compiled is not None
+        self.params = server._model.params
+        self.engine: EngineConfig = server._model.engine
+        self.get = server._compiled.get
+        self.state: Any = self.get("init", 0)()
+
+    def prefill(
+        self, tokens: Sequence[int], slot: int, chunk: tuple[int, int, int], last: bool
+    ) -> Outcome:
+        start, length, time = chunk
+        request = TokenRequest(
+            request_id=0,
+            prompt=tuple(tokens),
+            sampling=SAMPLING,
+            seed=2**50 + 1,
+            limit=PROMPT_LENGTH + ANSWER,
+            end_ids=frozenset(),
+            streaming=False,
+        )
+        part = Chunk(0, slot, start, length, last)
+        arrays = prefill_chunk(PrefillPlan((part,), time), {0: request}, self.engine)
+        run = self.get("prefill", time)
+        return self._run(run, arrays)
+
+    def decode(self, rows: int, block: int) -> Outcome:
+        keep = np.ones(self.engine.slots, np.bool_)
+        return self._run(self.get("decode", rows), keep, np.int32(block))
+
+    def _run(self, run: Compiled, *arguments: object) -> Outcome:
+        outcome: Outcome
+        self.state, outcome = run(self.params, self.state, *arguments)
+        return outcome
+
+
+def answer(runner: Runner, prompt: Sequence[int], way: Way) -> list[tuple[Any, ...]]:
+    """Every drawn token with its log-probability and the twenty likeliest."""
+    start, drawn = 0, []
+    for length, time in way.cuts:
+        last = start + length == PROMPT_LENGTH
+        outcome = runner.prefill(prompt, way.slot, (start, length, time), last)
+        start += length
+    drawn += entries(outcome, 0)
+    tokens = list(prompt)
+    while len(drawn) < ANSWER:
+        if way.rows is None:
+            tokens.append(drawn[-1][0])
+            chunk = (len(tokens) - 1, 1, way.block)
+            drawn += entries(runner.prefill(tokens, way.slot, chunk, True), 0)
+        else:
+            drawn += entries(runner.decode(way.rows, way.block), way.slot)
+    return drawn
+
+
+def entries(outcome: Outcome, row: int) -> list[tuple[Any, ...]]:
+    return [
+        (
+            int(outcome.tokens[row, i]),
+            float(outcome.logprobs[row, i]),
+            tuple(np.asarray(outcome.top_ids[row, i]).tolist()),
+            tuple(np.asarray(outcome.top_logprobs[row, i]).tolist()),
+        )
+        for i in range(int(outcome.counts[row]))
+    ]
+
+
+def test_every_executable_agrees_with_every_other(loaded_server: JAXServer) -> None:
+    runner = Runner(loaded_server)
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(5, 40_000, PROMPT_LENGTH).tolist()
+    others = rng.integers(5, 40_000, (16, 40)).tolist()
+
+    answers = {}
+    for name, way in WAYS.items():
+        for neighbour in range(way.neighbours):
+            slot = neighbour if neighbour < way.slot else neighbour + 1
+            runner.prefill(others[neighbour], slot, (0, 40, 128), True)
+        answers[name] = answer(runner, prompt, way)
+
+    first = answers["256 first"]
+    assert len(first) == ANSWER
+    for name, found in answers.items():
+        assert found == first, name

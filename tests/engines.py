@@ -1,0 +1,223 @@
+"""Engines over a tiny random model; what is compiled is shared by a whole session."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from jaxserver.adapters.engine.compiling import CompiledSteps
+from jaxserver.adapters.engine.dispatch import Device, Dispatch
+from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
+from jaxserver.adapters.engine.requests import TokenRequest
+from jaxserver.adapters.engine.text import Shell, TextEngine
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.scheduler import DecodePlan, PrefillPlan
+from jaxserver.core.steps import Steps, build_steps
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.model import Params
+from jaxserver.ports.telemetry import RequestRecord
+from jaxserver.ports.tokenizer import Tokenizer
+from tests.fakes import ByteTokenizer
+from tests.tiny import TINY_BYTES, TinyModel, tiny_model
+
+MAX_LEN = 384
+"""Three attention blocks, and more than the longest prefill chunk."""
+
+WIDE = EngineConfig(slots=16, max_len=MAX_LEN, max_stream_tokens=32)
+NARROW = EngineConfig(slots=4, prefill_rows=4, max_len=MAX_LEN, max_stream_tokens=8)
+"""Cuts its prompts into pieces of 32 tokens; answers in many short blocks."""
+
+SINGLE = dataclasses.replace(NARROW, max_stream_tokens=1)
+
+
+@functools.cache
+def model() -> TinyModel:
+    """Untied, so that one token's embedding can be spoiled without the others'."""
+    return tiny_model(dataclasses.replace(TINY_BYTES, tied=False), MAX_LEN)
+
+
+def steps_of(engine: EngineConfig) -> Steps:
+    tiny = model()
+    return build_steps(tiny.fns, tiny.params, engine, tiny.mesh)
+
+
+@functools.cache
+def compiled(engine: EngineConfig) -> CompiledSteps:
+    """Every executable of a configuration; `SINGLE` has most of them from `NARROW`."""
+    steps = steps_of(engine)
+    if engine == SINGLE:
+        shared = compiled(NARROW)
+        steps = steps._replace(
+            init=functools.partial(shared.get, "init", 0),
+            prefill={
+                time: functools.partial(shared.get, "prefill", time)
+                for time in steps.prefill
+            },
+        )
+    executables = CompiledSteps(steps)
+    executables.compile_all(lambda stage, done, total: None)
+    return executables
+
+
+class HookedDevice(Device):
+    """A device that calls functions around its steps: to wait, to count, to raise.
+
+    Attributes:
+        before_step: Called with `prefill` or `decode` on the engine's thread.
+        after_step: Called with what was handed to the device.
+        before_reset: Called when the state is made anew.
+    """
+
+    before_step: Callable[[str], None] = staticmethod(lambda kind: None)
+    after_step: Callable[[Dispatch], None] = staticmethod(lambda dispatch: None)
+    before_reset: Callable[[], None] = staticmethod(lambda: None)
+
+    def prefill(
+        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
+    ) -> Dispatch:
+        self.before_step("prefill")
+        dispatch = super().prefill(plan, requests, now)
+        self.after_step(dispatch)
+        return dispatch
+
+    def decode(self, plan: DecodePlan, now: float) -> Dispatch:
+        self.before_step("decode")
+        dispatch = super().decode(plan, now)
+        self.after_step(dispatch)
+        return dispatch
+
+    def reset(self) -> None:
+        self.before_reset()
+        super().reset()
+
+
+class Gate:
+    """Lets an engine make only the steps it is told to, until it is opened."""
+
+    def __init__(self) -> None:
+        self._steps = threading.Semaphore(0)
+        self._is_open = False
+
+    def allow(self, steps: int) -> None:
+        for _ in range(steps):
+            self._steps.release()
+
+    def allow_until(self, holds: Callable[[], bool]) -> bool:
+        """Allows one step after the other until something is true, as it should."""
+
+        def holds_after_a_step() -> bool:
+            if holds():
+                return True
+            self.allow(1)
+            return False
+
+        return eventually(holds_after_a_step)
+
+    def open(self) -> None:
+        self._is_open = True
+        self._steps.release()
+
+    def wait(self) -> None:
+        if not self._is_open:
+            self._steps.acquire()
+
+
+class Records:
+    """Telemetry that remembers."""
+
+    def __init__(self) -> None:
+        self.all: list[RequestRecord] = []
+
+    def request_finished(self, record: RequestRecord) -> None:
+        self.all.append(record)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What an engine of a test is made of.
+
+    Attributes:
+        sizes: One of the configurations above, or another.
+        executables: None for those shared by the session.
+        prepare: Is given the device before the engine starts.
+    """
+
+    sizes: EngineConfig = NARROW
+    config: ServerConfig = dataclasses.field(default_factory=ServerConfig)
+    executables: CompiledSteps | None = None
+    params: Params | None = None
+    tokenizer: Tokenizer = dataclasses.field(default_factory=ByteTokenizer)
+    records: Records = dataclasses.field(default_factory=Records)
+    clock: Callable[[], float] = time.monotonic
+    prepare: Callable[[HookedDevice], None] = lambda device: None
+
+
+def start(parts: Parts) -> TextEngine:
+    """Starts an engine; the seeds it chooses itself are 1000, 1001 and so on."""
+    sizes = parts.sizes
+    config = dataclasses.replace(
+        parts.config, max_stream_tokens=sizes.max_stream_tokens
+    )
+    shell = Shell(
+        telemetry=parts.records,
+        clock=parts.clock,
+        new_seed=functools.partial(next, itertools.count(1000)),
+    )
+    engine = TextEngine(parts.tokenizer, config, sizes.slots, sizes.max_len, shell)
+
+    def make_loop(on_events: OnEvents) -> EngineLoop:
+        executables = parts.executables or compiled(sizes)
+        device = HookedDevice(executables, parts.params or model().params, sizes)
+        parts.prepare(device)
+        return EngineLoop(device, sizes, on_events, parts.clock)
+
+    engine.start(make_loop)
+    return engine
+
+
+@contextlib.contextmanager
+def gated(parts: Parts | None = None) -> Iterator[tuple[TextEngine, Gate]]:
+    """An engine that stands still until its gate lets it go on."""
+    gate = Gate()
+
+    parts = parts or Parts()
+
+    def prepare(device: HookedDevice) -> None:
+        parts.prepare(device)
+        then = device.before_step
+
+        def wait(kind: str) -> None:
+            gate.wait()
+            then(kind)
+
+        device.before_step = wait
+
+    engine = start(dataclasses.replace(parts, prepare=prepare))
+    try:
+        yield engine, gate
+    finally:
+        gate.open()
+        engine.close(0.0)
+
+
+@contextlib.contextmanager
+def running(parts: Parts | None = None) -> Iterator[TextEngine]:
+    """An engine that ends with the block, without waiting for its answers."""
+    engine = start(parts or Parts())
+    try:
+        yield engine
+    finally:
+        engine.close(0.0)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether something becomes true soon."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True

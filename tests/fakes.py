@@ -1,0 +1,190 @@
+"""Ports implemented in a few lines, for tests that need no model."""
+
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Self
+
+from jaxserver.ports.errors import UnsupportedMessages
+from jaxserver.ports.status import ServerState, StatusSnapshot
+from jaxserver.ports.types import (
+    Chunk,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    TokenLogprob,
+    Usage,
+)
+
+
+class ByteTokenizer:
+    """Every byte is a token; 256 begins and 257 ends a text."""
+
+    vocab_size = 258
+    bos_id: int | None = 256
+    eos_ids = frozenset({257})
+    strips_leading_space = False
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids = list(text.encode())
+        return [256, *ids] if add_special_tokens else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+
+class ByteFormatter:
+    """Writes `role: content` lines."""
+
+    def format(self, messages: Sequence[Message]) -> str:
+        for before, after in itertools.pairwise(messages):
+            if before.role == after.role == "user":
+                raise UnsupportedMessages("two user messages in a row")
+        lines = [f"{message.role}: {message.content}\n" for message in messages]
+        return "".join([*lines, "assistant: "])
+
+    def system_turn(self, messages: Sequence[Message]) -> str:
+        if not messages or messages[0].role != "system":
+            return ""
+        return f"system: {messages[0].content}\n"
+
+
+class ScriptedStream:
+    """Plays chunks back; `chunk_seconds` of waiting go before each of them."""
+
+    def __init__(self, chunks: Sequence[Chunk], chunk_seconds: float) -> None:
+        self._chunks = list(chunks)
+        self._chunk_seconds = chunk_seconds
+        self._last_usage = Usage(prompt_tokens=0, completion_tokens=0)
+        self.cancelled = threading.Event()
+        self.finished = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        if self.finished:
+            raise StopIteration
+        if self._chunk_seconds and self._chunks:
+            self.cancelled.wait(self._chunk_seconds)
+        if self.cancelled.is_set() or not self._chunks:
+            self.finished = True
+            return Chunk(
+                text="",
+                token_ids=(),
+                usage=self._last_usage,
+                finish_reason=FinishReason.CANCELLED,
+                seed=0,
+            )
+        chunk = self._chunks.pop(0)
+        self._last_usage = chunk.usage
+        self.finished = chunk.finish_reason is not None
+        return chunk
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        import asyncio  # noqa: PLC0415  # plain readers need no event loop
+
+        if self._chunk_seconds:
+            deadline = time.monotonic() + self._chunk_seconds
+            while time.monotonic() < deadline and not self.cancelled.is_set():
+                await asyncio.sleep(0.005)
+        seconds, self._chunk_seconds = self._chunk_seconds, 0.0
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        finally:
+            self._chunk_seconds = seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        if not self.finished:
+            self.cancelled.set()
+
+
+class ScriptedGenerator:
+    """Answers every request with the same pieces of text, one token a piece.
+
+    `requests` and `streams` hold what it was asked and gave; `fail`, where set, makes
+    the error that `generate` raises.
+    """
+
+    def __init__(self, *pieces: str, chunk_seconds: float = 0.0, seed: int = 7) -> None:
+        self.pieces = pieces
+        self.chunk_seconds = chunk_seconds
+        self.seed = seed
+        self.requests: list[GenerationRequest] = []
+        self.streams: list[ScriptedStream] = []
+        self.fail: Callable[[], Exception] | None = None
+
+    def generate(self, request: GenerationRequest) -> ScriptedStream:
+        self.requests.append(request)
+        if self.fail is not None:
+            raise self.fail()
+        chunks = [self._chunk(request, i) for i in range(len(self.pieces))]
+        stream = ScriptedStream(chunks, self.chunk_seconds)
+        self.streams.append(stream)
+        return stream
+
+    def _chunk(self, request: GenerationRequest, i: int) -> Chunk:
+        is_last = i == len(self.pieces) - 1
+        wanted = request.sampling.logprobs
+        logprob = TokenLogprob(
+            token_id=i, token_bytes=self.pieces[i].encode(), logprob=-0.5
+        )
+        entry = TokenLogprob(
+            token_id=i,
+            token_bytes=self.pieces[i].encode(),
+            logprob=-0.5,
+            top=(logprob,) * (wanted or 0),
+        )
+        return Chunk(
+            text=self.pieces[i],
+            token_ids=(i,),
+            usage=Usage(prompt_tokens=3, completion_tokens=i + 1),
+            logprobs=None if wanted is None else (entry,),
+            finish_reason=FinishReason.STOP if is_last else None,
+            seed=self.seed if is_last else None,
+        )
+
+
+class FixedStatus:
+    """A server in whatever state a test puts it."""
+
+    def __init__(self, state: ServerState = ServerState.READY) -> None:
+        self.state = state
+
+    def snapshot(self) -> StatusSnapshot:
+        return StatusSnapshot(
+            model="fake",
+            config={"api_key": True},
+            state=self.state,
+            devices=("cpu:0",),
+            cores=2,
+            memory={"resident": 1, "weights": 2, "cache": 3},
+            uptime_seconds=1.5,
+            requests_served=1,
+            prompts_served=1,
+            tokens_generated=2,
+            slots_in_use=0,
+            queue_length=0,
+            compiles_after_ready=0,
+        )
+
+    def is_ready(self) -> bool:
+        return self.state is ServerState.READY
+
+    def is_alive(self) -> bool:
+        return self.state is not ServerState.FAILED

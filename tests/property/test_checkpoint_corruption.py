@@ -1,0 +1,90 @@
+"""However a file is broken, opening it works or names what is wrong."""
+
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxserver.adapters.checkpoints.gguf import open_gguf
+from jaxserver.adapters.checkpoints.safetensors import open_safetensors
+from jaxserver.ports.errors import (
+    BrokenCheckpoint,
+    JaxServerError,
+    UnsupportedModel,
+)
+from jaxserver.ports.tensors import Checkpoint
+from tests.unit.adapters.checkpoints.files import write_folder, write_gguf
+
+LENGTHS = (0, 1, 2**16, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
+JUNK = st.binary(min_size=1, max_size=8)
+CUTS = st.booleans()
+BROKEN_LENGTHS = st.sampled_from([struct.pack("<Q", n) for n in LENGTHS])
+
+
+def gguf_bytes() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = np.zeros((4, 18), np.uint8)
+        path = write_gguf(
+            Path(folder) / "m.gguf",
+            {"a": blocks, "b": blocks + 1},
+            gguf.GGMLQuantizationType.Q4_0,
+        )
+        return path.read_bytes()
+
+
+def safetensors_bytes() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        values = np.ones((4, 4), np.float32)
+        path = write_folder(Path(folder), {"a": values, "b": values})
+        return (path / "model.safetensors").read_bytes()
+
+
+GGUF = gguf_bytes()
+SAFETENSORS = safetensors_bytes()
+
+
+@st.composite
+def corrupted(draw: st.DrawFn, whole: bytes) -> bytes:
+    """The file with some bytes replaced, put in or taken out, and perhaps cut."""
+    content = whole
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(content)))
+        end = start + draw(st.sampled_from((0, 1, 4, 8)))
+        content = content[:start] + draw(JUNK | BROKEN_LENGTHS) + content[end:]
+    return content[: draw(st.integers(0, len(content)))] if draw(CUTS) else content
+
+
+def error_of_reading(checkpoint: Callable[[], Checkpoint]) -> JaxServerError | None:
+    try:
+        tensors = checkpoint().tensors
+        for name in tensors.names():
+            assert np.asarray(tensors.read(name)).shape == tensors.shape(name)
+    except (BrokenCheckpoint, UnsupportedModel) as error:
+        return error
+    return None
+
+
+@given(content=corrupted(GGUF))
+def test_a_corrupted_gguf_file_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.gguf"
+        path.write_bytes(content)
+        error = error_of_reading(lambda: open_gguf(path))
+    assert error is None or str(path) in str(error)
+    assert error is not None or content.startswith(b"GGUF")
+
+
+@given(content=corrupted(SAFETENSORS))
+def test_a_corrupted_safetensors_file_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        (Path(folder) / "config.json").write_text("{}")
+        path.write_bytes(content)
+        error = error_of_reading(lambda: open_safetensors(Path(folder)))
+    assert error is None or str(path) in str(error)
+    assert error is not None or len(content) >= 8

@@ -1,0 +1,159 @@
+"""The scheduler as a state machine, over a device that takes simulated time."""
+
+import random
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from jaxserver.core import scheduler
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.pages import PagePool
+from jaxserver.core.scheduler import DecodePlan, Outcome, PrefillPlan, QueuedRequest
+
+SLOTS = 4
+STEP_SECONDS = 0.03
+ENGINE = EngineConfig(slots=SLOTS, max_len=1024, max_stream_tokens=8)
+
+
+class Requests(RuleBasedStateMachine):
+    """Requests come, are cancelled, and are answered by a device that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = scheduler.SchedulerState(pool=PagePool.empty(SLOTS))
+        self.left: dict[int, int] = {}
+        self.prompts: dict[int, int] = {}
+        self.prefilled: dict[int, int] = {}
+        self.admitted: list[int] = []
+        self.cancelled: set[int] = set()
+        self.count = 0
+        self.last_plan: PrefillPlan | DecodePlan | None = None
+
+    @rule(
+        prompt=st.sampled_from([1, 32, 33, 256, 257, 700]),
+        answer=st.integers(1, 30),
+        streaming=st.booleans(),
+    )
+    def come(self, prompt: int, answer: int, streaming: bool) -> None:
+        request = QueuedRequest(
+            request_id=self.count, prompt_length=prompt, streaming=streaming
+        )
+        self.state = scheduler.submit(self.state, request)
+        self.left[self.count] = answer
+        self.prompts[self.count] = prompt
+        self.prefilled[self.count] = 0
+        self.count += 1
+
+    @precondition(lambda self: bool(self.left))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.left)))
+        self.state = scheduler.release(self.state, [request_id])
+        self.cancelled.add(request_id)
+        del self.left[request_id]
+        running = [r.request.request_id for r in self.state.running]
+        assert request_id not in running
+
+    @rule(turns=st.integers(1, 6))
+    def run(self, turns: int) -> None:
+        for _ in range(turns):
+            self.turn()
+
+    def turn(self) -> None:
+        had_both = self.has_both_kinds_of_work()
+        plan, self.state = scheduler.plan(self.state, ENGINE)
+        if plan is None:
+            assert not self.left
+            return
+        if had_both and self.last_plan is not None:
+            assert type(plan) is not type(self.last_plan)
+        self.last_plan = plan if had_both else None
+        if isinstance(plan, PrefillPlan):
+            self.prefill(plan)
+        else:
+            self.decode(plan)
+
+    def has_both_kinds_of_work(self) -> bool:
+        kinds = {r.is_decoding for r in self.state.running}
+        may_enter = self.state.waiting and self.state.pool.num_free
+        return True in kinds and (False in kinds or bool(may_enter))
+
+    def prefill(self, plan: PrefillPlan) -> None:
+        finished = set()
+        for chunk in plan.chunks:
+            assert chunk.start == self.prefilled[chunk.request_id]
+            assert 0 < chunk.length <= plan.time
+            assert plan.time in ENGINE.prefill_lengths
+            if chunk.start == 0:
+                self.admitted.append(chunk.request_id)
+            end = chunk.start + chunk.length
+            self.prefilled[chunk.request_id] = end
+            assert chunk.is_last == (end == self.prompts[chunk.request_id])
+            if chunk.is_last:
+                finished |= self.draw(chunk.request_id, 1)
+        outcome = Outcome(frozenset(finished), 0, STEP_SECONDS)
+        self.state = scheduler.absorb(self.state, outcome)
+
+    def decode(self, plan: DecodePlan) -> None:
+        assert 1 <= plan.num_steps <= ENGINE.max_stream_tokens
+        assert max(plan.requests) < plan.rows
+        assert plan.rows in ENGINE.decode_ladder
+        hurried = self.state.waiting or any(
+            r.request.streaming or not r.is_decoding for r in self.state.running
+        )
+        if hurried and self.state.step_seconds:
+            assert plan.num_steps * STEP_SECONDS <= ENGINE.block_seconds + 1e-9
+        elif not hurried:
+            assert plan.num_steps == ENGINE.max_stream_tokens
+        finished = set()
+        for request_id in plan.requests.values():
+            finished |= self.draw(request_id, plan.num_steps)
+        seconds = plan.num_steps * STEP_SECONDS
+        outcome = Outcome(frozenset(finished), plan.num_steps, seconds)
+        self.state = scheduler.absorb(self.state, outcome)
+
+    def draw(self, request_id: int, count: int) -> set[int]:
+        self.left[request_id] -= count
+        if self.left[request_id] > 0:
+            return set()
+        del self.left[request_id]
+        return {request_id}
+
+    @invariant()
+    def every_slot_has_at_most_one_request(self) -> None:
+        slots = [r.slot for r in self.state.running]
+        assert len(slots) == len(set(slots))
+        assert self.state.pool.num_free == SLOTS - len(slots)
+
+    @invariant()
+    def who_is_not_finished_is_known(self) -> None:
+        waiting = [r.request_id for r in self.state.waiting]
+        running = [r.request.request_id for r in self.state.running]
+        assert sorted([*waiting, *running]) == sorted(self.left)
+
+    @invariant()
+    def first_come_is_first_served(self) -> None:
+        assert self.admitted == sorted(self.admitted)
+
+    def teardown(self) -> None:
+        """Whatever came is finished in a number of turns that the work explains."""
+        chunks = sum(-(-self.prompts[i] // 256) for i in self.left)
+        for _ in range(2 * (chunks + sum(self.left.values())) + 2):
+            self.turn()
+        assert not self.left
+        assert self.state.pool.num_free == SLOTS
+
+
+TestRequests = Requests.TestCase
+
+
+def test_a_prompt_that_waits_enters_as_soon_as_a_slot_is_free() -> None:
+    machine = Requests()
+    for _ in range(SLOTS + 1):
+        machine.come(prompt=32, answer=random.Random(0).randint(5, 20), streaming=True)
+    while machine.count - len(machine.left) == 0:
+        machine.turn()
+    machine.turn()
+    machine.turn()
+
+    assert SLOTS in machine.admitted

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from jaxserver.adapters.engine.dispatch import Dispatch, prefill_chunk, row_arrays
+from jaxserver.adapters.engine.requests import TokenRequest
+from jaxserver.core import scheduler
+from jaxserver.ports.types import SamplingParams
+from tests import engines
+from tests.unit.adapters.engine.answers import LONG
+
+
+def token_request(request_id: int, prompt: tuple[int, ...]) -> TokenRequest:
+    return TokenRequest(
+        request_id=request_id,
+        prompt=prompt,
+        sampling=SamplingParams(temperature=0.5, top_k=7, top_p=1.0, logprobs=2),
+        seed=2**40 + 3,
+        limit=90,
+        end_ids=frozenset({257, 5}),
+        streaming=True,
+    )
+
+
+def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
+    requests = {i: token_request(i, tuple(range(i, i + 40))) for i in (1, 2)}
+    plan = scheduler.PrefillPlan(
+        chunks=(
+            scheduler.Chunk(request_id=1, slot=3, start=32, length=8, is_last=True),
+            scheduler.Chunk(request_id=2, slot=0, start=0, length=32, is_last=False),
+        ),
+        time=32,
+    )
+    chunk = prefill_chunk(plan, requests, engines.NARROW)
+
+    nowhere = engines.NARROW.slots
+    assert np.asarray(chunk.slots).tolist() == [3, 0, nowhere, nowhere]
+    assert np.asarray(chunk.start).tolist() == [32, 0, 0, 0]
+    assert np.asarray(chunk.length).tolist() == [8, 32, 0, 0]
+    assert np.asarray(chunk.is_last).tolist() == [True, False, False, False]
+    assert np.asarray(chunk.tokens)[0, :8].tolist() == list(range(33, 41))
+    assert np.asarray(chunk.tokens)[1].tolist() == list(range(2, 34))
+
+
+def test_a_row_carries_what_the_request_wants() -> None:
+    row = row_arrays(token_request(0, (1, 2, 3)))
+
+    assert int(row.prompt_length) == 3
+    assert int(row.limit) == 90
+    ends = np.asarray(row.end_ids)
+    assert set(ends.tolist()) == {5, 257, -1}
+    assert np.asarray(row.sampling.seed).tolist() == [2**8, 3]
+    assert float(row.sampling.temperature) == pytest.approx(0.5)
+
+
+def test_a_slot_that_nobody_wants_does_no_work() -> None:
+    done: list[Dispatch] = []
+
+    def prepare(device: engines.HookedDevice) -> None:
+        device.after_step = done.append
+
+    with engines.running(engines.Parts(prepare=prepare)) as engine:
+        with engine.generate(LONG) as left, engine.generate(LONG) as kept:
+            next(left)
+            next(kept)
+            left.cancel()
+            list(kept)
+        decodes = [dispatch for dispatch in done if dispatch.is_decode]
+
+    without = [d for d in decodes if set(d.requests) == {1}]
+    assert len(without) > 3
+    assert all(int(np.asarray(d.outcome.counts)[0]) == 0 for d in without)

@@ -1,0 +1,243 @@
+import asyncio
+import dataclasses
+import threading
+from typing import Any
+
+import pytest
+
+from jaxserver.adapters.engine.dispatch import Dispatch
+from jaxserver.core import scheduler
+from jaxserver.ports.errors import EngineFailed
+from jaxserver.ports.generator import Stream
+from jaxserver.ports.telemetry import RequestRecord
+from jaxserver.ports.types import FinishReason
+from tests import engines
+from tests.fakes import ByteTokenizer
+from tests.unit.adapters.engine.answers import LONG, ids_of, request
+
+
+class Breaks:
+    """Raises at one of the steps of a kind, counted from 0."""
+
+    def __init__(self, kind: str, at: int = 0) -> None:
+        self._kind = kind
+        self._left = at
+
+    def __call__(self, kind: str) -> None:
+        if kind == self._kind:
+            self._left -= 1
+            if self._left == -1:
+                raise RuntimeError("out of memory")
+
+
+def breaking(kind: str, at: int = 0) -> engines.Parts:
+    def prepare(device: engines.HookedDevice) -> None:
+        device.before_step = Breaks(kind, at)
+
+    return engines.Parts(prepare=prepare)
+
+
+def fails(stream: Stream) -> bool:
+    try:
+        list(stream)
+    except EngineFailed:
+        return True
+    return False
+
+
+def expected() -> tuple[int, ...]:
+    with engines.running() as engine:
+        return ids_of(engine.generate(request()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"), [("prefill", 0), ("prefill", 2), ("decode", 0), ("decode", 4)]
+)
+def test_a_step_that_fails_fails_its_requests_and_the_engine_goes_on(
+    kind: str, at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with engines.running(breaking(kind, at)) as engine:
+        streams = [engine.generate(request(tuple(range(80)))) for _ in range(3)]
+
+        failed = [fails(stream) for stream in streams]
+        assert any(failed)
+        assert engine.is_alive()
+        assert engine.loop.stats.slots_in_use == 0
+        assert "RuntimeError: out of memory" in caplog.text
+        assert ids_of(engine.generate(request())) == expected()
+
+
+def test_requests_that_wait_survive_a_step_that_fails() -> None:
+    with engines.gated(breaking("decode", 4)) as (engine, gate):
+        streams = [engine.generate(request()) for _ in range(7)]
+        assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
+        gate.open()
+
+        assert [fails(stream) for stream in streams[:4]] == [True] * 4
+        assert [ids_of(stream) for stream in streams[4:]] == [expected()] * 3
+
+
+def test_an_outcome_that_cannot_be_read_is_a_failed_step() -> None:
+    spoilt: list[Dispatch] = []
+
+    def spoil(dispatch: Dispatch) -> None:
+        if dispatch.is_decode and not spoilt:
+            spoilt.append(dispatch)
+            outcome: Any = dispatch.outcome
+            outcome.tokens.delete()
+
+    def prepare(device: engines.HookedDevice) -> None:
+        device.after_step = spoil
+
+    with engines.running(engines.Parts(prepare=prepare)) as engine:
+        assert fails(engine.generate(request()))
+        assert ids_of(engine.generate(request())) == expected()
+
+
+def test_each_reader_gets_an_error_of_its_own() -> None:
+    with engines.gated(breaking("decode", 4)) as (engine, gate):
+        streams = [engine.generate(request()) for _ in range(4)]
+        assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
+        gate.open()
+        errors = []
+        for stream in streams:
+            with pytest.raises(EngineFailed, match="RuntimeError") as failure:
+                list(stream)
+            errors.append(failure.value)
+
+        assert len({id(error) for error in errors}) == 4
+
+
+def no_memory() -> None:
+    raise MemoryError("no cache")
+
+
+def dying() -> engines.Parts:
+    """A step fails, and then there is no memory for another state."""
+
+    def prepare(device: engines.HookedDevice) -> None:
+        device.before_step = Breaks("decode")
+        device.before_reset = no_memory
+
+    return engines.Parts(prepare=prepare)
+
+
+def test_an_engine_that_dies_fails_every_open_stream_and_says_so() -> None:
+    with engines.running(dying()) as engine:
+        streams = [engine.generate(request()) for _ in range(9)]
+
+        assert [fails(stream) for stream in streams] == [True] * 9
+        assert not engine.is_alive()
+        with pytest.raises(EngineFailed, match="does not run any more"):
+            engine.generate(request())
+
+
+def test_an_error_in_the_plan_ends_the_engine_without_hanging_anybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with engines.gated() as (engine, gate):
+        streams = [engine.generate(LONG) for _ in range(6)]
+        monkeypatch.setattr(scheduler, "plan", broken)
+        gate.open()
+
+        assert [fails(stream) for stream in streams] == [True] * 6
+        assert not engine.is_alive()
+
+
+def test_a_prompt_tokenised_after_the_engine_died_fails_too() -> None:
+    started, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(ByteTokenizer):
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            started.set()
+            may_go_on.wait(10)
+            return super().encode(text)
+
+    dies = dying()
+
+    def prepare(device: engines.HookedDevice) -> None:
+        dies.prepare(device)
+        die = device.before_step
+
+        def die_later(kind: str) -> None:
+            started.wait(10)
+            die(kind)
+
+        device.before_step = die_later
+
+    parts = dataclasses.replace(dies, prepare=prepare, tokenizer=Slow())
+    with engines.running(parts) as engine:
+        killer = engine.generate(request((1, 2)))
+        late = engine.generate(request("late"))
+        assert fails(killer)
+        assert started.wait(10)
+        may_go_on.set()
+
+        assert fails(late)
+
+
+def test_an_asynchronous_reader_hears_of_a_dead_engine() -> None:
+    async def read(stream: Stream) -> None:
+        with pytest.raises(EngineFailed):
+            [chunk async for chunk in stream]
+
+    with engines.running(dying()) as engine:
+        asyncio.run(asyncio.wait_for(read(engine.generate(request())), 10))
+
+
+def test_closing_a_dead_engine_does_not_wait() -> None:
+    engine = engines.start(dying())
+    assert fails(engine.generate(request()))
+    closing = threading.Thread(target=engine.close, args=(30.0,))
+    closing.start()
+    closing.join(5)
+
+    assert not closing.is_alive()
+
+
+def test_a_prompt_that_cannot_be_tokenised_fails_alone() -> None:
+    class Broken(ByteTokenizer):
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            if text == "bad":
+                raise UnicodeError("no")
+            return super().encode(text)
+
+    with engines.running(engines.Parts(tokenizer=Broken())) as engine:
+        bad, good = engine.generate(request("bad")), engine.generate(request())
+
+        with pytest.raises(EngineFailed, match="tokenised: UnicodeError"):
+            list(bad)
+        assert ids_of(good) == expected()
+
+
+def test_a_token_that_cannot_be_written_fails_its_answer_alone() -> None:
+    class Broken(ByteTokenizer):
+        def token_bytes(self, token: int) -> bytes:
+            if token == 200:
+                raise KeyError(token)
+            return super().token_bytes(token)
+
+    with engines.running(engines.Parts(tokenizer=Broken())) as engine:
+        good = engine.generate(request(logit_bias={97: 100.0}))
+        bad = engine.generate(request(logit_bias={200: 100.0}))
+
+        with pytest.raises(EngineFailed, match="written down: KeyError"):
+            list(bad)
+        assert ids_of(good) == (97,) * 60
+        assert engines.eventually(lambda: engine.loop.stats.slots_in_use == 0)
+
+
+def test_telemetry_that_fails_keeps_no_answer_back() -> None:
+    class Broken(engines.Records):
+        def request_finished(self, record: RequestRecord) -> None:
+            raise OSError("disk full")
+
+    with engines.running(engines.Parts(records=Broken())) as engine:
+        for _ in range(3):
+            assert list(engine.generate(request()))[-1].finish_reason is (
+                FinishReason.LENGTH
+            )
+        assert engine.is_alive()

@@ -1,0 +1,74 @@
+"""The page is told how things stand, even while nothing happens."""
+
+import asyncio
+
+import pytest
+
+from jaxserver.adapters.gradio_ui.updates import Update, Updates, watched
+
+
+async def _two(pause_seconds: float, log: list[str]) -> Updates[str]:
+    try:
+        await asyncio.sleep(pause_seconds)
+        yield Update(shown="a")
+        await asyncio.sleep(pause_seconds)
+        yield Update(shown="ab")
+    finally:
+        log.append("closed")
+
+
+def test_the_last_update_is_repeated_while_nothing_happens() -> None:
+    async def watch() -> list[str]:
+        updates = watched(_two(0.05, []), Update(shown=""), every_seconds=0.01)
+        return [update.shown async for update in updates]
+
+    shown = asyncio.run(watch())
+    assert list(dict.fromkeys(shown)) == ["", "a", "ab"]
+    assert shown.count("") > 1
+    assert shown.count("a") > 1
+    assert shown.count("ab") == 1
+
+
+@pytest.mark.parametrize("num_read", [1, 2])
+def test_closing_in_the_middle_closes_the_source(num_read: int) -> None:
+    log: list[str] = []
+
+    async def leave() -> None:
+        updates = watched(_two(60, log), Update(shown=""), every_seconds=0.01)
+        for _ in range(num_read):
+            await anext(updates)
+        await updates.aclose()
+
+    asyncio.run(leave())
+    assert log == ["closed"] * (num_read - 1)  # what never began need not be closed
+
+
+def test_cancelling_the_reader_closes_the_source() -> None:
+    log: list[str] = []
+
+    async def read() -> None:
+        async for _ in watched(_two(60, log), Update(shown="")):
+            pass
+
+    async def cancel() -> None:
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+
+    asyncio.run(cancel())
+    assert log == ["closed"]
+
+
+def test_an_error_of_the_source_reaches_the_reader() -> None:
+    async def broken() -> Updates[str]:
+        yield Update(shown="a")
+        raise ValueError("broken")
+
+    async def read() -> None:
+        async for _ in watched(broken(), Update(shown="")):
+            pass
+
+    with pytest.raises(ValueError, match="broken"):
+        asyncio.run(read())

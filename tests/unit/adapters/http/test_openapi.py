@@ -1,0 +1,97 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jaxserver.ports.handlers import Handlers
+from tests.unit.adapters.http.in_process import app_of, get
+
+DESCRIPTION = get(app_of(), "/openapi.json").json()
+POSTS = [
+    "/chat",
+    "/detokenize",
+    "/instruct",
+    "/tokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+]
+
+
+def references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            yield schema["$ref"]
+        for part in schema.values():
+            yield from references(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from references(part)
+
+
+def body_schema(path: str) -> dict[str, Any]:
+    body = DESCRIPTION["paths"][path]["post"]["requestBody"]
+    assert body["required"]
+    schema: dict[str, Any] = body["content"]["application/json"]["schema"]
+    return schema
+
+
+def test_every_route_is_described() -> None:
+    paths = DESCRIPTION["paths"]
+    assert sorted(path for path in paths if "post" in paths[path]) == POSTS
+    assert sorted(path for path in paths if "get" in paths[path]) == [
+        "/health",
+        "/ready",
+        "/status",
+        "/v1/models",
+        "/v1/models/{name}",
+    ]
+
+
+def test_every_reference_leads_somewhere() -> None:
+    schemas = DESCRIPTION["components"]["schemas"]
+    found = set(references(DESCRIPTION))
+    assert found
+    assert {name.removeprefix("#/components/schemas/") for name in found} <= set(
+        schemas
+    )
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_bodies_and_their_errors_are_described(path: str) -> None:
+    assert body_schema(path)["additionalProperties"] is False
+    responses = DESCRIPTION["paths"][path]["post"]["responses"]
+    described = {"200", "400", "401", "413", "415", "429", "500", "503"}
+    assert described <= set(responses)
+    assert "422" not in responses
+    schema = responses["400"]["content"]["application/json"]["schema"]["$ref"]
+    form = "OpenAIErrorBody" if path.startswith("/v1/") else "ErrorBody"
+    assert schema.endswith(f"/{form}")
+
+
+def test_bounds_are_those_that_are_kept() -> None:
+    fields = body_schema("/v1/chat/completions")["properties"]
+    assert fields["seed"]["anyOf"][0]["exclusiveMaximum"] == 2**64
+    text, texts, nothing = fields["stop"]["anyOf"]
+    assert text["minLength"] == texts["items"]["minLength"] == 1
+    assert texts["maxItems"] == 16
+    assert nothing == {"type": "null"}
+    assert fields["logit_bias"]["anyOf"][0]["additionalProperties"] is False
+    assert fields["store"]["anyOf"][0]["const"] is False
+    assert fields["messages"]["minItems"] == 1
+
+
+def test_streams_are_described() -> None:
+    for path in ("/chat", "/instruct", "/v1/chat/completions", "/v1/completions"):
+        answer = DESCRIPTION["paths"][path]["post"]["responses"]["200"]["content"]
+        assert set(answer) == {"application/json", "text/event-stream"}
+
+
+def test_a_handlers_answer_may_be_any_object() -> None:
+    app = app_of(handlers=Handlers(forward_chat=lambda request: {}))
+    paths = get(app, "/openapi.json").json()["paths"]
+    answers = {
+        path: paths[path]["post"]["responses"]["200"]["content"]["application/json"]
+        for path in ("/chat", "/instruct")
+    }
+    assert answers["/chat"]["schema"]["type"] == "object"
+    assert "anyOf" in answers["/instruct"]["schema"]

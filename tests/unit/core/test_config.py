@@ -1,0 +1,51 @@
+import dataclasses
+
+import pytest
+
+from jaxserver.core.config import MAX_CALL_TOKENS, MIN_CALL_TOKENS, EngineConfig
+from jaxserver.ports.errors import InvalidConfig
+from tests.tiny import TINY_LLAMA
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"),
+    [(1, (32, 128, 256)), (2, (32, 128)), (8, (32,)), (9, (28,)), (64, (4,))],
+)
+def test_prefill_lengths_fit_the_most_tokens_of_a_call(
+    rows: int, lengths: tuple[int, ...]
+) -> None:
+    engine = EngineConfig(slots=4, max_len=64, prefill_rows=rows)
+    assert engine.prefill_lengths == lengths
+    assert MIN_CALL_TOKENS <= rows * lengths[-1] <= MAX_CALL_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("slots", "ladder"),
+    [
+        (1, (1,)),
+        (4, (4,)),
+        (5, (4, 5)),
+        (16, (4, 8, 16)),
+        (100, (4, 8, 16, 32, 64, 100)),
+    ],
+)
+def test_the_decode_ladder_ends_with_all_slots(
+    slots: int, ladder: tuple[int, ...]
+) -> None:
+    assert EngineConfig(slots=slots, max_len=64).decode_ladder == ladder
+
+
+def test_more_slots_than_a_call_has_tokens_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="slots: got 257, allowed is at most 256"):
+        EngineConfig(slots=257, max_len=64)
+
+
+def test_more_prefill_rows_than_keep_their_bits_are_refused() -> None:
+    with pytest.raises(
+        InvalidConfig, match="batch_size: got 65, allowed is at most 64"
+    ):
+        EngineConfig(slots=4, max_len=64, prefill_rows=65)
+
+
+def test_groups_are_the_query_heads_of_a_key_value_head() -> None:
+    assert dataclasses.replace(TINY_LLAMA, num_heads=6, num_kv_heads=2).groups == 3

@@ -1,0 +1,174 @@
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import chex
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxserver.adapters.checkpoints.safetensors import open_safetensors
+from jaxserver.core.config import ModelConfig
+from jaxserver.core.loading import halves_apart, load_params, read_config
+from jaxserver.core.params import Weights, init_params
+from jaxserver.core.sharding import make_mesh
+from jaxserver.ports.errors import BrokenCheckpoint
+from jaxserver.ports.tensors import Checkpoint
+from tests.numerics.llama_files import NAMES, VARIANTS
+from tests.tiny import TINY_LLAMA
+
+HostArray = np.ndarray[Any, np.dtype[Any]]
+AXES = ("dp", "fsdp", "mp")
+FLOAT32 = ("float32", "float32")
+
+
+class DictTensors:
+    """A `TensorSource` over a mapping."""
+
+    def __init__(self, tensors: Mapping[str, HostArray]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> Iterable[str]:
+        return self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self._tensors[name].shape
+        return shape
+
+    def read(self, name: str) -> HostArray:
+        return self._tensors[name]
+
+
+def checkpoint_of(tensors: Mapping[str, HostArray]) -> Checkpoint:
+    return Checkpoint(
+        path="here/model.safetensors",
+        layout="huggingface",
+        config={},
+        tensors=DictTensors(tensors),
+    )
+
+
+def load(
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    dtypes: tuple[str, str] = FLOAT32,
+    shape: tuple[int, int, int] = (1, 1, 1),
+) -> Weights:
+    mesh = make_mesh(shape, AXES, jax.devices()[: shape[0] * shape[1] * shape[2]])
+    return load_params(config, checkpoint, mesh, dtypes, lambda *_: None)
+
+
+def saved(config: ModelConfig, params: Weights) -> dict[str, HostArray]:
+    """The weights in transformers' names and shapes: what `load_params` undoes."""
+    outer = {"model.embed_tokens.weight": params.embedding}
+    outer["model.norm.weight"] = params.norm
+    if params.head is not None:
+        outer["lm_head.weight"] = params.head
+    tensors: dict[str, Any] = dict(outer)
+    for index, layer in enumerate(params.layers):
+        here = f"model.layers.{index}"
+        flat = (config.embed, config.num_heads * config.head_dim)
+        tensors[f"{here}.input_layernorm.weight"] = layer.attention_norm
+        tensors[f"{here}.post_attention_layernorm.weight"] = layer.mlp_norm
+        tensors[f"{here}.self_attn.o_proj.weight"] = layer.out.reshape(flat)
+        tensors[f"{here}.self_attn.o_proj.bias"] = layer.out_bias
+        for suffix, qkv in (("weight", layer.qkv), ("bias", layer.qkv_bias)):
+            for name, part in zip("qkv", apart(qkv), strict=True):
+                tensors[f"{here}.self_attn.{name}_proj.{suffix}"] = part
+        tensors[f"{here}.mlp.down_proj.weight"] = layer.mlp.down
+        tensors[f"{here}.mlp.down_proj.bias"] = layer.mlp.down_bias
+        for number, name in enumerate(("gate_proj", "up_proj")):
+            bias = layer.mlp.gate_up_bias
+            tensors[f"{here}.mlp.{name}.weight"] = layer.mlp.gate_up[number]
+            tensors[f"{here}.mlp.{name}.bias"] = None if bias is None else bias[number]
+    return {k: np.asarray(v) for k, v in tensors.items() if v is not None}
+
+
+def apart(qkv: Any) -> list[Any]:
+    """Queries, keys and values, each with all its heads one after the other."""
+    if qkv is None:
+        return [None] * 3
+    return [
+        part.reshape(-1, *qkv.shape[3:])
+        for part in (qkv[:, :-2], qkv[:, -2], qkv[:, -1])
+    ]
+
+
+@pytest.mark.parametrize("variant", NAMES)
+def test_what_is_loaded_and_saved_is_what_was_there(variant: str) -> None:
+    checkpoint = open_safetensors(VARIANTS / variant)
+    config = read_config(checkpoint)
+    found = saved(config, load(config, checkpoint))
+    there = load_file(VARIANTS / variant / "model.safetensors")
+    chex.assert_trees_all_equal(found, {k: v.astype("f4") for k, v in there.items()})
+
+
+def test_what_is_saved_and_loaded_is_what_it_was() -> None:
+    params = init_params(TINY_LLAMA, 4)
+    tensors = saved(TINY_LLAMA, params)
+    chex.assert_trees_all_equal(load(TINY_LLAMA, checkpoint_of(tensors)), params)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (1, 2, 2), (2, 1, 2), (4, 1, 1)])
+def test_on_every_mesh_the_weights_are_the_same(shape: tuple[int, int, int]) -> None:
+    params = init_params(TINY_LLAMA, 4)
+    checkpoint = checkpoint_of(saved(TINY_LLAMA, params))
+    found = load(TINY_LLAMA, checkpoint, shape=shape)
+    assert len(found.embedding.sharding.device_set) == 4
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, found), params)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "like"), [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)]
+)
+def test_weights_are_rounded_to_one_type_and_kept_in_another(
+    rounded: str, like: Any
+) -> None:
+    params = init_params(TINY_LLAMA, 4)
+    checkpoint = checkpoint_of(saved(TINY_LLAMA, params))
+    found = load(TINY_LLAMA, checkpoint, (rounded, "float32"))
+    expected = jax.tree.map(lambda x: np.asarray(x).astype(like).astype("f4"), params)
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, found), expected)
+    kept = load(TINY_LLAMA, checkpoint, (rounded, rounded))
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype(like)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.k_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+    ],
+)
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(name: str) -> None:
+    tensors = saved(TINY_LLAMA, init_params(TINY_LLAMA, 4))
+    expected, tensors[name] = tensors[name].shape, tensors[name].T[:-1]
+    with pytest.raises(BrokenCheckpoint) as caught:
+        load(TINY_LLAMA, checkpoint_of(tensors))
+    assert (caught.value.file, caught.value.tensor) == ("here/model.safetensors", name)
+    assert caught.value.expected == f"shape {expected}"
+    assert caught.value.found == str(tensors[name].shape)
+
+
+def test_progress_counts_the_bytes_that_are_placed() -> None:
+    heard: list[tuple[str, int, int]] = []
+    params = init_params(TINY_LLAMA, 4)
+    mesh = make_mesh((1, 1, 1), AXES, jax.devices()[:1])
+    checkpoint = checkpoint_of(saved(TINY_LLAMA, params))
+    load_params(TINY_LLAMA, checkpoint, mesh, FLOAT32, lambda *a: heard.append(a))
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert {(stage, end) for stage, _, end in heard} == {("load", total)}
+    done = [done for _, done, _ in heard]
+    assert done == sorted(done)
+    assert done[-1] == total
+
+
+def test_pairs_side_by_side_come_half_a_head_apart() -> None:
+    side_by_side = np.array([0, 4, 1, 5, 2, 6, 3, 7, 10, 14, 11, 15, 12, 16, 13, 17])
+    expected = [*range(8), *range(10, 18)]
+    assert halves_apart(side_by_side, 2).tolist() == expected
+    columns = np.stack([side_by_side, -side_by_side], axis=1)
+    assert halves_apart(columns, 2)[:, 1].tolist() == [-value for value in expected]

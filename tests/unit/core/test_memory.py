@@ -1,0 +1,76 @@
+import dataclasses
+from typing import Any
+
+import jax
+import pytest
+
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.memory import plan_memory
+from jaxserver.core.params import ParamSpec, Weights, init_params, param_specs
+from jaxserver.core.sharding import make_mesh, named_sharding
+from jaxserver.core.steps import build_steps
+from jaxserver.core.transformer import transformer_fns
+from tests.tiny import TINY_LLAMA
+
+MAX_LEN = 200
+UNTIED = dataclasses.replace(
+    TINY_LLAMA, tied=False, attention_bias=True, mlp_bias=True, vocab_size=66
+)
+
+
+def placed(mesh: jax.sharding.Mesh, dtype: str) -> Weights:
+    weights: Weights = jax.tree.map(
+        lambda spec, leaf: jax.device_put(
+            leaf, named_sharding(spec.axes, spec.shape, mesh)
+        ),
+        param_specs(UNTIED),
+        init_params(UNTIED, 0, dtype),
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
+    return weights
+
+
+def bytes_on_one_device(tree: Any) -> int:
+    shards = [leaf.addressable_shards for leaf in jax.tree.leaves(tree)]
+    return sum(shard[0].data.nbytes for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "slots"),
+    [
+        ((1, 1, 1), "float32", 4),
+        ((1, 4, 1), "float16", 4),
+        ((1, 2, 2), "float32", 4),
+        ((1, 2, 2), "bfloat16", 5),
+        ((2, 1, 2), "float32", 6),
+        ((1, 1, 4), "float32", 4),
+    ],
+)
+def test_the_plan_is_what_is_allocated(
+    shape: tuple[int, int, int], dtype: str, slots: int
+) -> None:
+    devices = jax.devices()[: shape[0] * shape[1] * shape[2]]
+    mesh = make_mesh(shape, ("dp", "fsdp", "mp"), devices)
+    engine = EngineConfig(slots=slots, max_len=MAX_LEN)
+    params = placed(mesh, dtype)
+    state = build_steps(transformer_fns(UNTIED, MAX_LEN), params, engine, mesh).init()()
+    plan = plan_memory("tiny", UNTIED, engine, mesh, dtype)
+    assert plan.weights_bytes_per_device == bytes_on_one_device(params)
+    assert plan.cache_bytes_per_device == bytes_on_one_device(state.cache)
+    assert plan.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert (plan.model, plan.num_devices, plan.slots) == ("tiny", len(devices), slots)
+    assert (plan.max_length, plan.dtype) == (MAX_LEN, dtype)
+
+
+def test_the_plan_names_what_lies_whole_on_every_device() -> None:
+    engine = EngineConfig(slots=4, max_len=MAX_LEN)
+
+    def replicated(shape: tuple[int, int, int]) -> tuple[str, ...]:
+        devices = jax.devices()[: shape[0] * shape[1] * shape[2]]
+        mesh = make_mesh(shape, ("dp", "fsdp", "mp"), devices)
+        return plan_memory("tiny", UNTIED, engine, mesh, "float32").replicated
+
+    assert replicated((1, 1, 1)) == ()
+    assert "layers.1.mlp_norm" in replicated((1, 4, 1))
+    assert "embedding" not in replicated((1, 4, 1))
+    assert "embedding" in replicated((1, 1, 4))

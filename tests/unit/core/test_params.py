@@ -1,0 +1,49 @@
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+
+from jaxserver.core.params import ParamSpec, init_params, param_specs
+from tests.tiny import TINY_LLAMA
+
+BIASED = dataclasses.replace(
+    TINY_LLAMA, tied=False, attention_bias=True, mlp_bias=True, head_dim=6
+)
+
+
+def specs_of(tied: bool) -> list[ParamSpec]:
+    config = TINY_LLAMA if tied else BIASED
+    specs: list[ParamSpec] = jax.tree.leaves(
+        param_specs(config), is_leaf=lambda leaf: isinstance(leaf, ParamSpec)
+    )
+    return specs
+
+
+def test_every_weight_has_a_path_of_its_own_and_an_axis_for_each_dimension() -> None:
+    specs = specs_of(tied=False)
+    assert len({spec.path for spec in specs}) == len(specs)
+    assert all(len(spec.axes) == len(spec.shape) for spec in specs)
+    assert {"head", "layers.1.qkv_bias", "layers.0.mlp.down_bias"} <= {
+        spec.path for spec in specs
+    }
+
+
+def test_what_a_model_does_not_have_is_not_described() -> None:
+    paths = {spec.path for spec in specs_of(tied=True)}
+    assert not [path for path in paths if "bias" in path or path == "head"]
+
+
+def test_random_weights_have_the_shapes_that_are_described() -> None:
+    params = init_params(BIASED, 1, "bfloat16")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    assert shapes == [spec.shape for spec in specs_of(tied=False)]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+
+
+def test_random_weights_are_a_function_of_their_seed_and_norms_are_ones() -> None:
+    params = init_params(TINY_LLAMA, 1)
+    chex.assert_trees_all_equal(params, init_params(TINY_LLAMA, 1))
+    assert not np.array_equal(params.embedding, init_params(TINY_LLAMA, 2).embedding)
+    assert (np.asarray(params.norm) == 1).all()
+    assert 0.015 < np.asarray(params.embedding).std() < 0.025

@@ -1,0 +1,78 @@
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxserver.core.sharding import (
+    Axes,
+    make_mesh,
+    named_sharding,
+    num_parts,
+    partition_spec,
+    replicated,
+)
+from jaxserver.ports.errors import InvalidConfig
+
+NAMES = ("dp", "fsdp", "mp")
+
+
+def mesh_of(*shape: int) -> jax.sharding.Mesh:
+    return make_mesh(shape, NAMES, jax.devices()[:4])
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((1, -1, 1), (1, 4, 1)),
+        ((-1, 2, 1), (2, 2, 1)),
+        ((1, 2, 2), (1, 2, 2)),
+        ((4, 1, -1), (4, 1, 1)),
+        ((1, 2, 1), (1, 2, 1)),
+        ((3, -1, 1), (3, 1, 1)),
+    ],
+)
+def test_one_size_takes_the_devices_that_are_left(
+    shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    mesh = mesh_of(*shape)
+    assert tuple(mesh.shape.values()) == sizes
+    assert tuple(mesh.axis_names) == NAMES
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 1), (2, 2, 2), (8, -1, 1)])
+def test_a_shape_of_more_devices_than_there_are_is_refused(
+    shape: tuple[int, ...],
+) -> None:
+    with pytest.raises(InvalidConfig, match="mesh_axes_shape") as caught:
+        mesh_of(*shape)
+    assert caught.value.got == f"{shape} for 4 devices"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axes", "shape", "spec", "parts"),
+    [
+        ((1, 1, 4), ("vocab", "embed"), (8, 6), (("mp",), None), 4),
+        ((1, 2, 2), ("vocab", "embed"), (8, 6), (("mp",), ("fsdp",)), 4),
+        ((2, 2, 1), ("batch", None), (8, 6), (("dp", "fsdp"), None), 4),
+        ((1, 4, 1), ("vocab", "embed"), (8, 6), (None, None), 1),
+        ((1, 2, 2), ("kv_heads", "mlp"), (3, 4), (None, ("mp",)), 2),
+        ((4, 1, 1), ("heads", None), (8, 8), (None, None), 1),
+    ],
+)
+def test_an_axis_is_cut_where_it_divides_and_else_replicated(
+    mesh: tuple[int, ...],
+    axes: Axes,
+    shape: tuple[int, ...],
+    spec: tuple[tuple[str, ...] | None, ...],
+    parts: int,
+) -> None:
+    assert partition_spec(axes, shape, mesh_of(*mesh)) == PartitionSpec(*spec)
+    assert num_parts(axes, shape, mesh_of(*mesh)) == parts
+
+
+def test_an_array_lies_as_it_was_said() -> None:
+    mesh = mesh_of(1, 2, 2)
+    array = jax.numpy.zeros((8, 6))
+    cut = jax.device_put(array, named_sharding(("vocab", "embed"), (8, 6), mesh))
+    assert {shard.data.shape for shard in cut.addressable_shards} == {(4, 3)}
+    whole = jax.device_put(array, replicated(mesh))
+    assert {shard.data.shape for shard in whole.addressable_shards} == {(8, 6)}

@@ -1,0 +1,150 @@
+"""The small values of the other ports."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxserver.ports.generator import Generator, Stream
+from jaxserver.ports.handlers import (
+    CANCEL,
+    CancelToken,
+    ChatRequest,
+    Handlers,
+    InstructRequest,
+)
+from jaxserver.ports.memory import MemoryPlan
+from jaxserver.ports.model import ModelFns, TokenBatch
+from jaxserver.ports.progress import Progress
+from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.status import ServerState, ServerStatus
+from jaxserver.ports.telemetry import RequestRecord, Telemetry
+from jaxserver.ports.tensors import Checkpoint, HostArray, TensorSource
+from jaxserver.ports.tokenizer import Tokenizer
+from jaxserver.ports.types import GenerationRequest, Usage
+from tests.fakes import ByteFormatter, ByteTokenizer, FixedStatus, ScriptedGenerator
+
+
+class Remembered:
+    """Implements the ports that only listen, and that of the weights."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.heard.append((stage, done, total))
+
+    def request_finished(self, record: RequestRecord) -> None:
+        self.heard.append(record.outcome)
+
+    def names(self) -> list[str]:
+        return ["norm"]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (2,)
+
+    def read(self, name: str) -> HostArray:
+        return np.zeros(2, np.float32)
+
+
+def test_the_fakes_are_what_the_ports_ask_for() -> None:
+    generator: Generator = ScriptedGenerator("a", "b")
+    stream: Stream = generator.generate(GenerationRequest(prompt="hi"))
+    assert "".join(chunk.text for chunk in stream) == "ab"
+    formatter: PromptFormatter = ByteFormatter()
+    assert formatter.system_turn([]) == ""
+    tokenizer: Tokenizer = ByteTokenizer()
+    assert tokenizer.decode(tokenizer.encode("hi")) == "hi"
+    status: ServerStatus = FixedStatus(ServerState.DRAINING)
+    assert status.snapshot().state is ServerState.DRAINING
+
+
+def test_listeners_are_called_with_values() -> None:
+    remembered = Remembered()
+    progress: Progress = remembered
+    progress("load", 1, 2)
+    telemetry: Telemetry = remembered
+    telemetry.request_finished(
+        RequestRecord(
+            request_id=0,
+            outcome="stop",
+            usage=Usage(prompt_tokens=1, completion_tokens=1),
+            queue_seconds=None,
+            first_token_seconds=None,
+            total_seconds=0.5,
+        )
+    )
+    assert remembered.heard == [("load", 1, 2), "stop"]
+
+
+def test_a_checkpoint_names_its_tensors() -> None:
+    tensors: TensorSource = Remembered()
+    checkpoint = Checkpoint(path="a", layout="gguf", config={}, tensors=tensors)
+    assert list(checkpoint.tensors.names()) == ["norm"]
+    assert checkpoint.tensors.read("norm").shape == checkpoint.tensors.shape("norm")
+
+
+def test_memory_of_a_device_is_weights_and_cache() -> None:
+    plan = MemoryPlan(
+        model="tiny",
+        num_parameters=1,
+        num_devices=1,
+        slots=1,
+        max_length=2,
+        dtype="float32",
+        weights_bytes_per_device=40,
+        cache_bytes_per_device=2,
+    )
+    assert plan.bytes_per_device == 42
+    assert plan.replicated == ()
+
+
+def test_the_original_s_requests_need_a_prompt_alone() -> None:
+    silent = {
+        "system": None,
+        "temperature": None,
+        "greedy": False,
+        "max_new_tokens": None,
+        "top_p": None,
+        "top_k": None,
+        "seed": None,
+        "stop": None,
+        "stream": False,
+    }
+    instruct, chat = InstructRequest(prompt="hi"), ChatRequest(prompt="hi")
+    assert dataclasses.asdict(instruct) == {"prompt": "hi", **silent}
+    assert dataclasses.asdict(chat) == {"prompt": "hi", "history": None, **silent}
+
+
+def test_no_handler_is_ours_to_begin_with_and_nothing_is_cancelled() -> None:
+    assert set(dataclasses.asdict(Handlers()).values()) == {None}
+    assert CANCEL.get() is None
+    cancel = CancelToken()
+    token = CANCEL.set(cancel)
+    assert CANCEL.get() is cancel
+    CANCEL.reset(token)
+
+
+def test_a_cancel_token_tells_whoever_asked_once() -> None:
+    cancel = CancelToken()
+    told: list[str] = []
+    cancel.on_set(lambda: told.append("early"))
+    cancel.set()
+    cancel.set()
+    cancel.on_set(lambda: told.append("late"))
+
+    assert cancel.is_set()
+    assert told == ["early", "late"]
+
+
+def test_a_model_without_an_encoder_says_so() -> None:
+    def nothing(*_: object, **__: object) -> None: ...
+
+    fns = ModelFns(nothing, nothing, nothing, page_size=2, max_len=4, vocab_size=8)  # type: ignore[arg-type]  # never called
+    assert fns.encode is None
+    assert TokenBatch._fields == (
+        "tokens",
+        "start",
+        "length",
+        "page_table",
+        "logits_at",
+    )

@@ -1,0 +1,291 @@
+"""A checkpoint on disk becomes an engine that answers."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxserver import wiring
+from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
+from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
+from tests.contract.tiny_tokenizers import save, single_digits
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}!"
+VOCAB = single_digits().get_vocab_size()
+SETTINGS = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SHAPES = {
+    "model.embed_tokens": (VOCAB, 32),
+    "model.layers.0.self_attn.q_proj": (32, 32),
+    "model.layers.0.self_attn.k_proj": (16, 32),
+    "model.layers.0.self_attn.v_proj": (16, 32),
+    "model.layers.0.self_attn.o_proj": (32, 32),
+    "model.layers.0.mlp.gate_proj": (48, 32),
+    "model.layers.0.mlp.up_proj": (48, 32),
+    "model.layers.0.mlp.down_proj": (32, 48),
+    "model.layers.0.input_layernorm": (32,),
+    "model.layers.0.post_attention_layernorm": (32,),
+    "model.norm": (32,),
+}
+
+
+def nobody(stage: str, done: int, total: int) -> None:
+    """Does not listen to progress."""
+
+
+def write_model(folder: Path) -> Path:
+    tokenizer = {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+    }
+    save(single_digits(), folder, tokenizer_config=tokenizer)
+    (folder / "config.json").write_text(json.dumps(SETTINGS), "utf-8")
+    rng = np.random.default_rng(0)
+    weights = {
+        f"{name}.weight": rng.standard_normal(shape).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
+    return ServerConfig(
+        model=str(write_model(tmp_path_factory.mktemp("tiny"))),
+        slots=4,
+        batch_size=4,
+        max_length=2048,
+        max_stream_tokens=8,
+        mesh_axes_shape=(1, 1, 1),
+        dtype="fp32",
+    )
+
+
+@pytest.fixture(scope="module")
+def model(config: ServerConfig) -> wiring.Model:
+    return wiring.load_model(config, nobody)
+
+
+CACHE = "jax_compilation_cache_dir"
+
+
+@contextlib.contextmanager
+def compile_cache(folder: Path | None) -> Iterator[None]:
+    """Has JAX keep compiled code there, and leaves its settings as they were."""
+    names = [
+        CACHE,
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(CACHE, None if folder is None else str(folder))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_a_folder_becomes_a_model_with_tokenizer_and_template(
+    model: wiring.Model,
+) -> None:
+    assert model.fns.vocab_size == model.tokenizer.vocab_size == VOCAB
+    assert model.tokenizer.eos_ids == {2}
+    asked = [Message(role="user", content="hello")]
+    assert model.formatter.format(asked) == "<|im_start|>hello<|im_end|>!"
+
+
+def test_the_engine_has_the_configured_sizes_and_the_models_length(
+    model: wiring.Model,
+) -> None:
+    assert model.engine.slots == 4
+    assert model.engine.prefill_rows == 4
+    assert model.engine.max_stream_tokens == 8
+    assert model.engine.max_len == model.fns.max_len == 128
+
+
+def test_loading_reports_its_progress_to_the_end(config: ServerConfig) -> None:
+    heard: list[tuple[str, int, int]] = []
+    wiring.load_model(config, lambda *progress: heard.append(progress))
+    stages = {stage for stage, _, _ in heard}
+
+    assert stages == {"load"}
+    assert heard[-1][1] == heard[-1][2] > 0
+
+
+def test_a_plan_is_what_loading_then_takes(
+    config: ServerConfig, model: wiring.Model
+) -> None:
+    plan = wiring.plan(config)
+
+    assert plan == model.plan
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    assert plan.weights_bytes_per_device == held
+
+
+def test_a_plan_reads_no_weights(config: ServerConfig, tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(header)
+        file.write(bytes(len(whole) - header))
+
+    other = dataclasses.replace(config, model=str(folder))
+    assert wiring.plan(other).num_parameters == wiring.plan(config).num_parameters
+
+
+def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
+    config: ServerConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = dataclasses.replace(config, dtype="bf16")
+    with caplog.at_level(logging.INFO, "jaxserver"):
+        loaded = wiring.load_model(half, nobody)
+
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(loaded.params)}
+    assert dtypes == {np.dtype(np.float32)}
+    assert "bfloat16 weights are computed in float32" in caplog.text
+
+
+def test_the_number_of_slots_is_chosen_by_device_where_nobody_does(
+    config: ServerConfig,
+) -> None:
+    unsaid = dataclasses.replace(config, slots=None)
+
+    assert wiring.plan(unsaid).slots == wiring.DEFAULT_SLOTS["cpu"]
+
+
+def test_a_model_that_is_not_there_says_what_to_do(config: ServerConfig) -> None:
+    lost = dataclasses.replace(config, model="/nowhere/at/all")
+
+    with pytest.raises(ModelNotFound):
+        wiring.load_model(lost, nobody)
+
+
+def test_a_weight_of_another_shape_is_named(
+    config: ServerConfig, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path)
+    (folder / "config.json").write_text(
+        json.dumps({**SETTINGS, "intermediate_size": 64}), "utf-8"
+    )
+    other = dataclasses.replace(config, model=str(folder))
+
+    with pytest.raises(BrokenCheckpoint, match="mlp"):
+        wiring.load_model(other, nobody)
+
+
+def test_nothing_is_compiled_early_when_told_not_to(
+    config: ServerConfig, model: wiring.Model, tmp_path: Path
+) -> None:
+    before = COMPILES.count
+    with compile_cache(tmp_path):
+        later = dataclasses.replace(config, pre_compile=False)
+        wiring.compile_model(model, later, nobody)
+
+    assert COMPILES.count == before
+
+
+@pytest.mark.parametrize("told", [None, "elsewhere"])
+def test_compiled_code_is_kept_in_our_cache_unless_jax_was_told_where(
+    config: ServerConfig,
+    model: wiring.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: str | None,
+) -> None:
+    monkeypatch.setenv("JAXSERVER_CACHE", str(tmp_path))
+    with compile_cache(None if told is None else tmp_path / told):
+        later = dataclasses.replace(config, pre_compile=False)
+        wiring.compile_model(model, later, nobody)
+        kept = getattr(jax.config, CACHE)
+
+    assert kept == str(tmp_path / (told or "compiled"))
+
+
+@pytest.fixture(scope="module")
+def compiled(
+    config: ServerConfig,
+    model: wiring.Model,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CompiledSteps:
+    heard: list[tuple[str, int, int]] = []
+    with compile_cache(tmp_path_factory.mktemp("compiled")):
+        made = wiring.compile_model(model, config, lambda *one: heard.append(one))
+    assert heard == [("compile", count, 3) for count in (1, 2, 3)]
+    return made
+
+
+def test_what_is_wired_together_answers_its_prompts(
+    config: ServerConfig,
+    model: wiring.Model,
+    compiled: CompiledSteps,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = wiring.start_engine(model, compiled, config, new_seed=lambda: 11)
+    try:
+        with caplog.at_level(logging.INFO, "jaxserver"):
+            asked = GenerationRequest(
+                prompt="the quick",
+                sampling=SamplingParams(max_new_tokens=20, ignore_eos=True),
+            )
+            chunks = list(engine.generate(asked))
+            again = list(engine.generate(asked))
+    finally:
+        engine.close(5.0)
+
+    ids = [token for chunk in chunks for token in chunk.token_ids]
+    text = "".join(chunk.text for chunk in chunks)
+    assert len(ids) == 20
+    assert text == model.tokenizer.decode(ids)
+    assert chunks[-1].seed == 11
+    assert ids == [token for chunk in again for token in chunk.token_ids]
+    lines = [r for r in caplog.records if "completion_tokens" in r.getMessage()]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("logging_", [True, False])
+def test_requests_are_logged_as_configured(
+    config: ServerConfig,
+    model: wiring.Model,
+    compiled: CompiledSteps,
+    caplog: pytest.LogCaptureFixture,
+    logging_: bool,
+) -> None:
+    told = dataclasses.replace(config, logging=logging_)
+    engine = wiring.start_engine(model, compiled, told)
+    with caplog.at_level(logging.INFO, "jaxserver"):
+        asked = GenerationRequest(
+            prompt=(5,), sampling=SamplingParams(max_new_tokens=1)
+        )
+        list(engine.generate(asked))
+        engine.close(5.0)
+
+    assert bool(caplog.records) == logging_

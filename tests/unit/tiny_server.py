@@ -1,0 +1,90 @@
+"""A server over tiny parts, in place of a checkpoint."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jaxserver import server as server_module
+from jaxserver.adapters.engine.compiling import CompiledSteps
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.memory import MemoryPlan
+from jaxserver.ports.progress import Progress
+from jaxserver.server import JAXServer
+from jaxserver.wiring import Model
+from tests import engines
+from tests.fakes import ByteFormatter, ByteTokenizer
+
+PLAN = MemoryPlan(
+    model="tiny",
+    num_parameters=1,
+    num_devices=1,
+    slots=engines.NARROW.slots,
+    max_length=engines.MAX_LEN,
+    dtype="float32",
+    weights_bytes_per_device=10,
+    cache_bytes_per_device=20,
+)
+
+
+def tiny_parts(config: ServerConfig, progress: Progress) -> Model:
+    """What `load_model` returns, without a file."""
+    tiny = engines.model()
+    progress("load", 1, 1)
+    return Model(
+        fns=tiny.fns,
+        params=tiny.params,
+        tokenizer=ByteTokenizer(),
+        formatter=ByteFormatter(),
+        engine=engines.NARROW,
+        mesh=tiny.mesh,
+        plan=PLAN,
+    )
+
+
+def tiny_steps(model: Model, config: ServerConfig, progress: Progress) -> CompiledSteps:
+    """What `compile_model` returns, compiled once a session."""
+    return engines.compiled(engines.NARROW)
+
+
+class Servers:
+    """Makes servers, and ends them."""
+
+    def __init__(self) -> None:
+        self._made: list[JAXServer] = []
+
+    def make(self, kind: type[JAXServer] = JAXServer, **config: Any) -> JAXServer:
+        """One that is not open yet."""
+        keys = {
+            "max_stream_tokens": engines.NARROW.max_stream_tokens,
+            "max_new_tokens": 40,
+            "host": "127.0.0.1",
+            "port": 0,
+            "logging": False,
+        }
+        server = kind({**keys, **config})
+        self._made.append(server)
+        return server
+
+    def open(self, kind: type[JAXServer] = JAXServer, **config: Any) -> JAXServer:
+        server = self.make(kind, **config)
+        server.open()
+        return server
+
+    def end(self) -> None:
+        for server in self._made:
+            server.end(0.0)
+
+
+@contextlib.contextmanager
+def tiny_servers() -> Iterator[Servers]:
+    """While it lasts, every server that is opened is over the tiny parts."""
+    servers = Servers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_module, "load_model", tiny_parts)
+        patch.setattr(server_module, "compile_model", tiny_steps)
+        try:
+            yield servers
+        finally:
+            servers.end()
