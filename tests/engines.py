@@ -98,31 +98,45 @@ class Gate:
     """Lets an engine make only the steps it is told to, until it is opened."""
 
     def __init__(self) -> None:
-        self._steps = threading.Semaphore(0)
+        self._changed = threading.Condition()
+        self._allowed = 0
         self._is_open = False
+        self._is_awaited = False
 
     def allow(self, steps: int) -> None:
-        for _ in range(steps):
-            self._steps.release()
+        with self._changed:
+            self._allowed += steps
+            self._changed.notify_all()
 
     def allow_until(self, holds: Callable[[], bool]) -> bool:
-        """Allows one step after the other until something is true, as it should."""
+        """Allows one step after the other until something is true, as it should.
 
-        def holds_after_a_step() -> bool:
-            if holds():
-                return True
-            self.allow(1)
-            return False
+        It then holds while the engine stands before its next step, with none allowed.
+        """
 
-        return eventually(holds_after_a_step)
+        def holds_standing() -> bool:
+            with self._changed:
+                if not self._is_awaited or self._allowed:
+                    return False
+                if holds():
+                    return True
+                self._allowed = 1
+                self._changed.notify_all()
+                return False
+
+        return eventually(holds_standing)
 
     def open(self) -> None:
-        self._is_open = True
-        self._steps.release()
+        with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
 
     def wait(self) -> None:
-        if not self._is_open:
-            self._steps.acquire()
+        with self._changed:
+            self._is_awaited = True
+            self._changed.wait_for(lambda: self._is_open or self._allowed)
+            self._is_awaited = False
+            self._allowed = max(0, self._allowed - 1)
 
 
 class Records:
@@ -211,6 +225,11 @@ def running(parts: Parts | None = None) -> Iterator[TextEngine]:
         yield engine
     finally:
         engine.close(0.0)
+
+
+def tokenised(engine: TextEngine) -> None:
+    """Waits until the prompts given so far are in the engine thread's hands."""
+    engine._encoder.submit(lambda: None).result(10)
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -16,6 +16,7 @@ PROMPT = request(tuple(range(200)), max_new_tokens=100)
 
 
 def fills_slots(engine: TextEngine, gate: engines.Gate) -> bool:
+    engines.tokenised(engine)
     return gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
 
 
@@ -59,6 +60,7 @@ def test_a_cancelled_request_leaves_the_queue_within_two_dispatches() -> None:
         running = [engine.generate(LONG) for _ in range(4)]
         assert fills_slots(engine, gate)
         waiting = engine.generate(LONG)
+        engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.queue_length == 1)
         before = engine.loop.stats.dispatches
         waiting.cancel()
@@ -78,6 +80,7 @@ def test_a_freed_slot_goes_to_the_next_in_the_queue() -> None:
         running = [engine.generate(LONG) for _ in range(4)]
         assert fills_slots(engine, gate)
         waiting = engine.generate(request())
+        engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.queue_length == 1)
         before = engine.loop.stats.dispatches
         running[2].cancel()

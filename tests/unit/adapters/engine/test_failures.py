@@ -70,6 +70,7 @@ def test_a_step_that_fails_fails_its_requests_and_the_engine_goes_on(
 def test_requests_that_wait_survive_a_step_that_fails() -> None:
     with engines.gated(breaking("decode", 4)) as (engine, gate):
         streams = [engine.generate(request()) for _ in range(7)]
+        engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
         gate.open()
 
@@ -97,6 +98,7 @@ def test_an_outcome_that_cannot_be_read_is_a_failed_step() -> None:
 def test_each_reader_gets_an_error_of_its_own() -> None:
     with engines.gated(breaking("decode", 4)) as (engine, gate):
         streams = [engine.generate(request()) for _ in range(4)]
+        engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
         gate.open()
         errors = []

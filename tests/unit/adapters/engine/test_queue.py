@@ -54,6 +54,7 @@ def test_the_queue_is_first_come_first_served() -> None:
 def test_counts_follow_the_requests() -> None:
     with engines.gated() as (engine, gate):
         streams = [engine.generate(request()) for _ in range(6)]
+        engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
         assert engines.eventually(lambda: engine.queue_length == 2)
         gate.open()
@@ -107,6 +108,7 @@ def test_closing_leaves_no_thread_and_may_be_done_twice() -> None:
 def test_what_is_not_finished_when_the_time_is_over_fails() -> None:
     with engines.gated() as (engine, gate):
         streams = [engine.generate(LONG) for _ in range(6)]
+        engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
         closing = threading.Thread(target=engine.close, args=(0.01,))
         closing.start()
