@@ -8,8 +8,6 @@ from jaxserver.ports.errors import InvalidConfig
 MIN_CALL_TOKENS = 4
 MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
-MIN_SUMMED = 4096
-"""Numbers in an array from which on sums along its last axis keep their bits (CPU)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

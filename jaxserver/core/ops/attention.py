@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxserver.core.config import MIN_SUMMED
 from jaxserver.core.ops.paged import PageTable, read_block
+from jaxserver.core.ops.sums import sum_last
 
 BLOCK = 128
 """Cached positions looked at together; the cache's rows are multiples of it."""
 MIN_QUERIES = 4
 """With fewer query positions a row's products take another path (CPU)."""
 VALUE_WIDTH = 64
-"""Heads over a quarter of it are padded to a multiple, for the same reason."""
+"""Heads are padded to a multiple of it, for the same reason."""
 NEVER = -1e30
 """Score of a position that is not seen: a masked block then adds exactly nothing."""
 
@@ -34,13 +34,11 @@ def attend(
     """
     keys, values = cache
     rows, time_in, kv_heads, groups, head_dim = queries.shape
-    least = -(-MIN_SUMMED // (rows * kv_heads * groups * BLOCK))
-    time = max(time_in, MIN_QUERIES, least)
+    time = max(time_in, MIN_QUERIES)
     spare = time - time_in
     queries = jnp.pad(queries, ((0, 0), (0, spare), (0, 0), (0, 0), (0, 0)))
     positions = jnp.pad(positions, ((0, 0), (0, spare)), mode="edge")
-    narrow = head_dim <= VALUE_WIDTH // 4
-    wide = head_dim if narrow else -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
+    wide = -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
     seen_up_to = jnp.tile(positions, (1, groups))[:, None, :, None]
     by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)
     by_head = by_head.reshape(rows, kv_heads, groups * time, head_dim)
@@ -55,10 +53,10 @@ def attend(
         scores = jnp.where(at <= seen_up_to, scores, NEVER)
         new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
         kept = jnp.exp(best - new_best)
-        weights = jnp.exp(scores - new_best[..., None])
+        weights = jax.lax.optimization_barrier(jnp.exp(scores - new_best[..., None]))
         padded = jnp.pad(block_values, ((0, 0),) * 3 + ((0, wide - head_dim),))
         added = jnp.einsum("skqc,skcd->skqd", weights, padded)
-        new_mass = mass * kept + jnp.sum(weights, axis=-1)
+        new_mass = mass * kept + sum_last(weights)
         return new_best, new_mass, out * kept[..., None] + added
 
     shape = (rows, kv_heads, groups * time)
