@@ -13,11 +13,7 @@ from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.http.app import create_app
 from jaxserver.adapters.http.serve import HttpServer
 from jaxserver.adapters.prompts.late import LateFormatter
-from jaxserver.adapters.prompts.overrides import (
-    ChatOverride,
-    InstructOverride,
-    conversation,
-)
+from jaxserver.adapters.prompts.overrides import ChatOverride, InstructOverride
 from jaxserver.adapters.prompts.pieces import Pieces
 from jaxserver.adapters.tokenizers.late import LateTokenizer
 from jaxserver.overriding import is_overridden, own_handlers
@@ -34,7 +30,7 @@ from jaxserver.ports.handlers import (
     sampling_fields,
 )
 from jaxserver.ports.progress import Progress
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.snapshot import reachable_host, take_snapshot
@@ -146,7 +142,8 @@ class JAXServer:
         the iterator stops the work.
 
         Args:
-            string: The prompt, as the model is to read it.
+            string: The prompt, as the model is to read it. What `chat_format` returns
+                is read as the routes read it: all its special tokens are written out.
             greedy: Take the likeliest token each time.
             max_new_tokens: Most tokens to draw; None takes the configuration's.
             **sampling: Further fields of `SamplingParams`.
@@ -159,7 +156,11 @@ class JAXServer:
             greedy=bool(greedy), max_new_tokens=max_new_tokens, **sampling
         )
         request = GenerationRequest(
-            prompt=string, sampling=params, truncate=self.config.use_prefix_tokenizer
+            prompt=string,
+            is_rendered=isinstance(string, Rendered),
+            sampling=params,
+            truncate=self.config.use_prefix_tokenizer,
+            kept_prefix=string.kept_prefix if isinstance(string, Rendered) else "",
         )
         text = ""
         with self.generate(request) as stream:
@@ -197,8 +198,9 @@ class JAXServer:
     def chat_format(
         self, history: Sequence[Sequence[str]], prompt: str, system: str | None
     ) -> str:
-        """The same as `format_chat`, under its older name."""
-        return self.format_chat(history=history, prompt=prompt, system=system)
+        """What `format_chat` writes, under its older name, ready for `process`."""
+        messages = conversation(history, prompt, system)
+        return Rendered.by(self._chat_writer(), messages)
 
     def process_chat_history(
         self, history: Sequence[Sequence[str]], system: str | None = None
@@ -212,15 +214,15 @@ class JAXServer:
         """Answers `POST /instruct`."""
         if not self._funcs_generated:
             return {"status": "down"}
-        string = self.format_instruct(system=data.system, instruction=data.prompt)
-        return self._forward(string, data)
+        return self._forward(self._instruction(data.prompt, data.system), data)
 
     def forward_chat(self, data: ChatRequest) -> Answer:
         """Answers `POST /chat`."""
         if not self._funcs_generated:
             return {"status": "down"}
+        history = [list(pair) for pair in data.history or ()]
         string = self.chat_format(
-            history=data.history or [], prompt=data.prompt, system=data.system
+            history=history, prompt=data.prompt, system=data.system
         )
         return self._forward(string, data)
 
@@ -253,7 +255,7 @@ class JAXServer:
         **sampling: Any,
     ) -> PageUpdates:
         """Answers the instruct page: yields an emptied input box and the answer."""
-        string = self.format_instruct(system=system or None, instruction=prompt)
+        string = self._instruction(prompt, system or None)
         sampling = {**sampling, "greedy": greedy, "max_new_tokens": max_new_tokens}
         answer = ""
         for answer, _ in self.process(string, **sampling):
@@ -362,6 +364,10 @@ class JAXServer:
         self.number_of_served_request_until_last_up_time += 1
         return {"input": string, "response": response, "tokens_used": used_tokens}
 
+    def _instruction(self, prompt: str, system: str | None) -> str:
+        messages = conversation([], prompt, system)
+        return Rendered.by(self._instruct_formatter(), messages)
+
     def _overrides(self, name: str) -> bool:
         return is_overridden(self, JAXServer, name)
 
@@ -370,9 +376,13 @@ class JAXServer:
         return bool(has_keys) or self._overrides("process_chat_history")
 
     def _chat_formatter(self) -> PromptFormatter:
-        is_own = self._overrides("format_chat") or self._has_own_chat_pieces()
-        if is_own or self._overrides("chat_format"):
+        if self._overrides("chat_format"):
             return ChatOverride(format_chat=self.chat_format)
+        return self._chat_writer()
+
+    def _chat_writer(self) -> PromptFormatter:
+        if self._overrides("format_chat") or self._has_own_chat_pieces():
+            return ChatOverride(format_chat=self.format_chat)
         return self._loaded().formatter
 
     def _instruct_formatter(self) -> PromptFormatter:

@@ -19,7 +19,7 @@ CHECK_SECONDS = 1.0
 
 
 def serve(
-    config: ServerConfig, progress: Progress, on_ready: Callable[[str, str], None]
+    config: ServerConfig, progress: Progress, on_ready: Callable[[str], None]
 ) -> None:
     """Serves until SIGINT or SIGTERM; what runs then may finish.
 
@@ -32,10 +32,10 @@ def serve(
     _log_to_stderr()
     server = JAXServer(config)
     told_to_stop = _stop_on_signals(server)
-    pages = server.launch()
+    server.fire()
     try:
         server.open(progress)
-        on_ready(server.url, pages["chat"])
+        on_ready(server.url)
         while not told_to_stop.wait(CHECK_SECONDS):
             if not server.is_alive():
                 raise EngineFailed("the engine died; the server ends")

@@ -30,7 +30,7 @@ def take_snapshot(
         config=config.public(),
         state=state,
         devices=tuple(str(device) for device in jax.devices()),
-        cores=len(os.sched_getaffinity(0)),
+        cores=_cores(),
         memory={
             "resident": psutil.Process().memory_info().rss,
             "weights": 0 if plan is None else plan.weights_bytes_per_device,
@@ -44,6 +44,13 @@ def take_snapshot(
         queue_length=0 if engine is None else engine.queue_length,
         compiles_after_ready=COMPILES.count - compiles_at_ready if is_ready else 0,
     )
+
+
+def _cores() -> int:
+    """Processor cores the process may use; not every system can say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def served_name(model: str) -> str:

@@ -18,9 +18,9 @@ from jaxserver.ports.handlers import (
 )
 from jaxserver.ports.types import Message
 from jaxserver.server import JAXServer
-from tests import engines
 from tests.fakes import ByteFormatter
 from tests.unit.tiny_server import Servers, tiny_servers
+from tests.waiting import eventually
 
 TALK = [
     Message(role="system", content="s"),
@@ -75,7 +75,7 @@ def test_a_chat_is_written_by_the_override(
     server = servers.open(kind)
 
     assert server.formatter.format(TALK) == "s|[['a', 'b']]|c"
-    assert server.forward_chat(CHAT)["input"] == "s|[('a', 'b')]|c"
+    assert server.forward_chat(CHAT)["input"] == "s|[['a', 'b']]|c"
     assert server.formatter.system_turn(TALK) == "s|[]|"
 
 
@@ -305,7 +305,7 @@ def test_a_page_that_is_closed_frees_the_slot(servers: Servers) -> None:
     next(page)
     page.close()  # type: ignore[attr-defined]  # generators have it
 
-    assert engines.eventually(lambda: server.snapshot().slots_in_use == 0)
+    assert eventually(lambda: server.snapshot().slots_in_use == 0)
 
 
 def test_a_model_without_a_template_names_the_method_to_write(
@@ -320,3 +320,17 @@ def test_a_model_without_a_template_names_the_method_to_write(
     with pytest.raises(NoChatTemplate, match="format_chat"):
         server.formatter.format(TALK)
     assert server.config.prompt_prefix_chat == ""
+
+
+@pytest.mark.parametrize("words", [1, 200], ids=["short", "cut"])
+def test_the_methods_answer_as_the_routes_do(servers: Servers, words: int) -> None:
+    server = servers.open()
+    client = TestClient(server.app(pages=False))
+    asked: dict[str, Any] = {"prompt": "word " * words, "system": "s", "seed": 5}
+    chat = {**asked, "history": [["a", "b"]]}
+
+    instructed = server.forward_instruct(InstructRequest(**asked))
+    chatted = server.forward_chat(ChatRequest(**chat))
+
+    assert client.post("/instruct", json=asked).json().items() >= instructed.items()
+    assert client.post("/chat", json=chat).json().items() >= chatted.items()

@@ -20,8 +20,8 @@ class OpenModel:
     formatter: PromptFormatter
 
 
-OnReady: TypeAlias = Callable[[str, str], None]
-"""Told the server's address and that of its pages."""
+OnReady: TypeAlias = Callable[[str], None]
+"""Told the server's address."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import ipaddress
-import urllib.parse
 
 import typer
 
@@ -27,10 +26,9 @@ def serve(program: Program, config: ServerConfig, flags: ServeFlags) -> None:
         )
     with bars(quiet=flags.quiet) as progress:
 
-        def on_ready(url: str, pages_url: str) -> None:
+        def on_ready(url: str) -> None:
             progress.stop()
-            typer.echo(f"jaxserver ready on {reachable(url)}")
-            typer.echo(f"pages on {reachable(pages_url)}")
+            typer.echo(f"jaxserver ready on {url}")
 
         program.serve(config, progress, on_ready)
 
@@ -38,16 +36,6 @@ def serve(program: Program, config: ServerConfig, flags: ServeFlags) -> None:
 def is_loopback(host: str) -> bool:
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
-
-
-def reachable(url: str) -> str:
-    """The URL as a browser on this machine can open it."""
-    parts = urllib.parse.urlsplit(url)
-    address = _address(parts.hostname or "")
-    if address is None or not address.is_unspecified:
-        return url
-    port = "" if parts.port is None else f":{parts.port}"
-    return parts._replace(netloc=f"127.0.0.1{port}").geturl()
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from jaxserver.adapters.gradio_ui.settings import Settings
-from jaxserver.adapters.gradio_ui.turns import to_messages
 from jaxserver.adapters.gradio_ui.updates import Shown, Update, Updates
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.handlers import History
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, conversation
 from jaxserver.ports.types import Chunk, FinishReason, GenerationRequest, Message
 
 
@@ -26,7 +25,7 @@ class PortAnswers:
     def chat(
         self, prompt: str, history: History, settings: Settings
     ) -> Updates[History]:
-        messages = to_messages(history, prompt, settings.system)
+        messages = conversation(history, prompt, settings.system or None)
 
         def show(text: str) -> Update[History]:
             return Update(shown=[*history, [prompt, text]])
@@ -34,7 +33,7 @@ class PortAnswers:
         return self._answer(messages, settings, show)
 
     def instruct(self, prompt: str, settings: Settings) -> Updates[str]:
-        messages = to_messages([], prompt, settings.system)
+        messages = conversation([], prompt, settings.system or None)
 
         def show(text: str) -> Update[str]:
             return Update(box=prompt, shown=text)

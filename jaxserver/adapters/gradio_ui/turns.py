@@ -1,4 +1,4 @@
-"""One conversation in three forms: pairs, Gradio's messages and the port's messages."""
+"""One conversation in two forms: pairs, and Gradio's messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from jaxserver.adapters.gradio_ui.settings import checked_text
 from jaxserver.ports.errors import InvalidRequest
 from jaxserver.ports.handlers import History
-from jaxserver.ports.types import Message
 
 
 def to_gradio(history: Sequence[Sequence[str | None]]) -> list[dict[str, Any]]:
@@ -69,15 +68,6 @@ def checked_pairs(history: object) -> History:
         if not is_pair or not all(isinstance(text, str) for text in turn):
             raise InvalidRequest("history", "another entry", allowed)
     return [list(turn) for turn in _list(history)]
-
-
-def to_messages(history: History, prompt: str, system: str) -> list[Message]:
-    """The conversation as the port takes it; an empty system prompt is none."""
-    messages = [Message(role="system", content=system)] if system else []
-    for user, assistant in history:
-        messages.append(Message(role="user", content=user))
-        messages.append(Message(role="assistant", content=assistant))
-    return [*messages, Message(role="user", content=prompt)]
 
 
 def _list(value: object) -> list[Any]:

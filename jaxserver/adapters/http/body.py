@@ -1,5 +1,6 @@
 """Reads a request's body: bounded, strict, and naming what is wrong."""
 
+import asyncio
 import collections
 import dataclasses
 import json
@@ -15,6 +16,7 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _WHOLE_BODY = "body"
 _MAX_NAME_LENGTH = 100
+_LONG_BODY_BYTES = 64 * 2**10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,10 @@ class BodyReader:
             Refused: It is too large, not JSON, or not what the model describes.
         """
         _check_content_type(request)
-        return parse(model, await self._read(request))
+        body = await self._read(request)
+        if len(body) > _LONG_BODY_BYTES:  # the streams go on meanwhile
+            return await asyncio.to_thread(parse, model, body)
+        return parse(model, body)
 
     async def _read(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "")

@@ -39,7 +39,7 @@ from jaxserver.ports.handlers import (
     InstructRequest,
     sampling_fields,
 )
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, conversation
 from jaxserver.ports.types import Chunk, GenerationRequest, Message, SamplingParams
 
 Body = TypeVar("Body", InstructRequest, ChatRequest)
@@ -89,7 +89,7 @@ class OriginalRoutes:
         body = (await self.read(request, InstructBody)).to_request()
         if self.handlers.forward_instruct is not None:
             return await self._handled(request, self.handlers.forward_instruct, body)
-        messages = instruct_messages(body)
+        messages = conversation([], body.prompt, body.system)
         return await self._generated(request, body, self.instruct_formatter, messages)
 
     async def chat(self, request: Request) -> Response:
@@ -97,7 +97,7 @@ class OriginalRoutes:
         body = (await self.read(request, ChatBody)).to_request()
         if self.handlers.forward_chat is not None:
             return await self._handled(request, self.handlers.forward_chat, body)
-        messages = chat_messages(body)
+        messages = conversation(body.history or [], body.prompt, body.system)
         return await self._generated(request, body, self.formatter, messages)
 
     async def _handled(
@@ -132,27 +132,11 @@ class OriginalRoutes:
         return json_response(_answer(prompt, answer))
 
 
-def instruct_messages(body: InstructRequest) -> list[Message]:
-    return [*_system(body.system), Message(role="user", content=body.prompt)]
-
-
-def chat_messages(body: ChatRequest) -> list[Message]:
-    messages = _system(body.system)
-    for user, assistant in body.history or ():
-        messages.append(Message(role="user", content=user))
-        messages.append(Message(role="assistant", content=assistant))
-    return [*messages, Message(role="user", content=body.prompt)]
-
-
 def _rendered(
     formatter: PromptFormatter, messages: Sequence[Message]
 ) -> tuple[str, str]:
     """The prompt, and its part that survives when it has to be cut."""
     return formatter.format(messages), formatter.system_turn(messages)
-
-
-def _system(system: str | None) -> list[Message]:
-    return [] if system is None else [Message(role="system", content=system)]
 
 
 async def _whole_event(

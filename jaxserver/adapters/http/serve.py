@@ -1,4 +1,4 @@
-"""Runs an application in uvicorn, in the foreground or beside other work."""
+"""Runs an application in uvicorn, beside other work."""
 
 import contextlib
 import errno
@@ -40,16 +40,6 @@ class HttpServer:
     def port(self) -> int:
         """The real port once it listens, the one asked for before."""
         return self._port
-
-    def run(self) -> None:
-        """Serves until a signal or `stop`.
-
-        Raises:
-            InvalidConfig: The address cannot be listened on.
-            RuntimeError: The application failed at its start; the log says why.
-        """
-        self._serve(self._listen())
-        self._check_started()
 
     def start(self) -> None:
         """Serves in a thread of its own, and returns when it listens.

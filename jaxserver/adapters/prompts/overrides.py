@@ -1,7 +1,6 @@
 """The prompt port over functions of the user's own."""
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -61,23 +60,8 @@ class InstructOverride:
         return _common_beginning(prompts)
 
 
-def conversation(
-    history: Sequence[Sequence[str]], prompt: str, system: str | None
-) -> list[Message]:
-    """The messages of pairs of what the user and the assistant said, and a prompt."""
-    pairs = [
-        (Message(role="user", content=user), Message(role="assistant", content=answer))
-        for user, answer in history
-    ]
-    return [
-        *([] if system is None else [Message(role="system", content=system)]),
-        *itertools.chain.from_iterable(pairs),
-        Message(role="user", content=prompt),
-    ]
-
-
 def _turns(messages: Sequence[Message], method: str) -> Turns:
-    """The inverse of `conversation`.
+    """The inverse of `ports.prompt.conversation`.
 
     Raises:
         UnsupportedMessages: The turns do not alternate, from the user to the user.

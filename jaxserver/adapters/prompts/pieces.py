@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from jaxserver.adapters.prompts.overrides import conversation
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import NoChatTemplate
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, conversation
 
 _MARK = "\u2e28prompt\u2e29"
 """Stands for the prompt while a conversation is rendered to be taken apart."""

@@ -15,12 +15,12 @@ from jaxserver.ports.handlers import (
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, TokenBatch
 from jaxserver.ports.progress import Progress
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import ServerState, ServerStatus
 from jaxserver.ports.telemetry import RequestRecord, Telemetry
 from jaxserver.ports.tensors import Checkpoint, HostArray, TensorSource
 from jaxserver.ports.tokenizer import Tokenizer
-from jaxserver.ports.types import GenerationRequest, Usage
+from jaxserver.ports.types import GenerationRequest, Message, Usage
 from tests.fakes import ByteFormatter, ByteTokenizer, FixedStatus, ScriptedGenerator
 
 
@@ -148,3 +148,20 @@ def test_a_model_without_an_encoder_says_so() -> None:
         "page_table",
         "logits_at",
     )
+
+
+def test_a_conversation_is_system_history_and_prompt() -> None:
+    said = [Message(role="system", content=""), Message(role="user", content="p")]
+    assert conversation([], "p", "") == said
+    assert conversation([("a", "b")], "p", None) == [
+        Message(role="user", content="a"),
+        Message(role="assistant", content="b"),
+        Message(role="user", content="p"),
+    ]
+
+
+def test_a_rendered_prompt_knows_what_of_it_stays() -> None:
+    messages = conversation([("a", "b")], "p", "s")
+    prompt = Rendered.by(ByteFormatter(), messages)
+    assert prompt == ByteFormatter().format(messages)
+    assert prompt.kept_prefix == "system: s\n"

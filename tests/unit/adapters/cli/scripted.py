@@ -68,7 +68,7 @@ class ScriptedProgram:
         self.formatter = formatter or ByteFormatter()
         self.configs: list[ServerConfig] = []
         self.pulled: list[str] = []
-        self.address = "http://0.0.0.0:2059"
+        self.address = "http://127.0.0.1:2059"
         self.memory = PLAN
         self.fail: Callable[[], Exception] | None = None
         self.is_open = False
@@ -108,7 +108,7 @@ class ScriptedProgram:
     ) -> None:
         self._note(config)
         progress("compile", 1, 2)
-        on_ready(self.address, f"{self.address}/gradio_chat")
+        on_ready(self.address)
 
     def _pull(self, model: str, progress: Progress) -> str:
         self.pulled.append(model)

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from jaxserver.adapters.gradio_ui import turns
 from jaxserver.ports.errors import InvalidRequest
-from jaxserver.ports.types import Message
 
 SAID = st.text(min_size=1)
 
@@ -47,17 +46,6 @@ def test_the_last_turn_is_answered_once_it_has_text() -> None:
     assert turns.is_answered([["a", "b"]])
     assert not turns.is_answered([["a", ""]])
     assert not turns.is_answered([])
-
-
-def test_messages_begin_with_the_system_prompt_where_there_is_one() -> None:
-    user = Message(role="user", content="c")
-    earlier = [
-        Message(role="user", content="a"),
-        Message(role="assistant", content="b"),
-    ]
-    system = Message(role="system", content="s")
-    assert turns.to_messages([["a", "b"]], "c", "s") == [system, *earlier, user]
-    assert turns.to_messages([["a", "b"]], "c", "") == [*earlier, user]
 
 
 @pytest.mark.parametrize(

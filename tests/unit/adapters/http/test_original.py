@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from jaxserver.adapters.http.original import chat_messages, instruct_messages
 from jaxserver.adapters.http.original_wire import ChatBody, InstructBody
 from jaxserver.ports.errors import (
     EngineFailed,
@@ -68,17 +67,6 @@ def test_an_instruction_may_be_written_down_otherwise_than_a_chat() -> None:
     app = app_of(instruct_formatter=Shouting())
     assert post(app, "/instruct", {"prompt": "p"}).json()["input"].startswith("USER: P")
     assert post(app, "/chat", {"prompt": "p"}).json()["input"].startswith("user: p")
-
-
-def test_messages_are_made_of_system_history_and_prompt() -> None:
-    said = [Message(role="system", content=""), Message(role="user", content="p")]
-    assert instruct_messages(InstructRequest(prompt="p", system="")) == said
-    history = [("a", "b")]
-    assert chat_messages(ChatRequest(prompt="p", history=history)) == [
-        Message(role="user", content="a"),
-        Message(role="assistant", content="b"),
-        Message(role="user", content="p"),
-    ]
 
 
 @pytest.mark.parametrize("path", ["/instruct", "/chat"])
