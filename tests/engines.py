@@ -22,6 +22,7 @@ from jaxserver.ports.telemetry import RequestRecord
 from jaxserver.ports.tokenizer import Tokenizer
 from tests.fakes import ByteTokenizer
 from tests.tiny import TINY_BYTES, TinyModel, tiny_model
+from tests.waiting import eventually
 
 MAX_LEN = 384
 """Three attention blocks, and more than the longest prefill chunk."""
@@ -139,6 +140,15 @@ class Gate:
             self._allowed = max(0, self._allowed - 1)
 
 
+def gated_device(gate: Gate) -> type[HookedDevice]:
+    """For an engine that a test does not start by itself."""
+
+    class GatedDevice(HookedDevice):
+        before_step = staticmethod(lambda kind: gate.wait())
+
+    return GatedDevice
+
+
 class Records:
     """Telemetry that remembers."""
 
@@ -230,13 +240,3 @@ def running(parts: Parts | None = None) -> Iterator[TextEngine]:
 def tokenised(engine: TextEngine) -> None:
     """Waits until the prompts given so far are in the engine thread's hands."""
     engine._encoder.submit(lambda: None).result(10)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether something becomes true soon."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True

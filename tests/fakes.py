@@ -54,11 +54,21 @@ class ByteFormatter:
 
 
 class ScriptedStream:
-    """Plays chunks back; `chunk_seconds` of waiting go before each of them."""
+    """Plays chunks back; `chunk_seconds` of waiting go before each of them.
 
-    def __init__(self, chunks: Sequence[Chunk], chunk_seconds: float) -> None:
+    `is_due` says of a chunk, by its number from 0, whether it may come yet.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        chunk_seconds: float,
+        is_due: Callable[[int], bool] = lambda number: True,
+    ) -> None:
         self._chunks = list(chunks)
         self._chunk_seconds = chunk_seconds
+        self._is_due = is_due
+        self.num_given = 0
         self._last_usage = Usage(prompt_tokens=0, completion_tokens=0)
         self.cancelled = threading.Event()
         self.finished = False
@@ -67,10 +77,24 @@ class ScriptedStream:
         return self
 
     def __next__(self) -> Chunk:
+        comes = self._next_comes()
+        while not comes():
+            self.cancelled.wait(0.005)
+        return self._give()
+
+    def _next_comes(self) -> Callable[[], bool]:
+        """Begins to wait; what it returns says whether that is over."""
+        is_over = self.finished or not self._chunks
+        due_seconds = time.monotonic() + self._chunk_seconds
+        return lambda: (
+            is_over
+            or self.cancelled.is_set()
+            or (time.monotonic() >= due_seconds and self._is_due(self.num_given))
+        )
+
+    def _give(self) -> Chunk:
         if self.finished:
             raise StopIteration
-        if self._chunk_seconds and self._chunks:
-            self.cancelled.wait(self._chunk_seconds)
         if self.cancelled.is_set() or not self._chunks:
             self.finished = True
             return Chunk(
@@ -81,6 +105,7 @@ class ScriptedStream:
                 seed=0,
             )
         chunk = self._chunks.pop(0)
+        self.num_given += 1
         self._last_usage = chunk.usage
         self.finished = chunk.finish_reason is not None
         return chunk
@@ -91,17 +116,13 @@ class ScriptedStream:
     async def __anext__(self) -> Chunk:
         import asyncio  # noqa: PLC0415  # plain readers need no event loop
 
-        if self._chunk_seconds:
-            deadline = time.monotonic() + self._chunk_seconds
-            while time.monotonic() < deadline and not self.cancelled.is_set():
-                await asyncio.sleep(0.005)
-        seconds, self._chunk_seconds = self._chunk_seconds, 0.0
+        comes = self._next_comes()
+        while not comes():
+            await asyncio.sleep(0.005)
         try:
-            return next(self)
+            return self._give()
         except StopIteration:
             raise StopAsyncIteration from None
-        finally:
-            self._chunk_seconds = seconds
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +139,7 @@ class ScriptedGenerator:
     """Answers every request with the same pieces of text, one token a piece.
 
     `requests` and `streams` hold what it was asked and gave; `fail`, where set, makes
-    the error that `generate` raises.
+    the error that `generate` raises; `is_due` holds the chunks of later streams back.
     """
 
     def __init__(self, *pieces: str, chunk_seconds: float = 0.0, seed: int = 7) -> None:
@@ -128,13 +149,14 @@ class ScriptedGenerator:
         self.requests: list[GenerationRequest] = []
         self.streams: list[ScriptedStream] = []
         self.fail: Callable[[], Exception] | None = None
+        self.is_due: Callable[[int], bool] = lambda number: True
 
     def generate(self, request: GenerationRequest) -> ScriptedStream:
         self.requests.append(request)
         if self.fail is not None:
             raise self.fail()
         chunks = [self._chunk(request, i) for i in range(len(self.pieces))]
-        stream = ScriptedStream(chunks, self.chunk_seconds)
+        stream = ScriptedStream(chunks, self.chunk_seconds, self.is_due)
         self.streams.append(stream)
         return stream
 

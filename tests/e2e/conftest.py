@@ -1,11 +1,13 @@
-"""One loaded server for all the tests that ask the default model something."""
+"""One loaded server for the tests that ask the default model, and a browser."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page
 
 from jaxserver import JAXServer
+from tests.e2e.browsing import launched, opened_tab
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,15 @@ def loaded_server(default_model_path: Path) -> Iterator[JAXServer]:
 def server_url(loaded_server: JAXServer) -> str:
     """Where the loaded server listens."""
     return loaded_server.url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Page]:
+    with opened_tab(browser) as page:
+        yield page

@@ -3,38 +3,76 @@
 import contextlib
 import json
 import socket
-import time
-from collections.abc import Callable
+import threading
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from jaxserver import JAXServer
+from jaxserver.adapters.engine.dispatch import Dispatch
+from jaxserver.core.scheduler import DecodePlan, PrefillPlan
+from tests.engines import Records
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.model
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-ROUTES = {
-    COMPLETIONS: {"prompt": "Count to a thousand.", "max_tokens": 900},
+ENDLESS = f"Write: {'a ' * 20}and so on without end."
+"""The model's likeliest answer to it does not end within 900 tokens."""
+
+ROUTES: dict[str, dict[str, object]] = {
+    COMPLETIONS: {"prompt": ENDLESS, "max_tokens": 900, "ignore_eos": True, "seed": 1},
     CHAT: {
-        "messages": [{"role": "user", "content": "Count to a thousand."}],
+        "messages": [{"role": "user", "content": ENDLESS}],
         "max_tokens": 900,
         "ignore_eos": True,
+        "seed": 1,
     },
-    "/instruct": {"prompt": "Count to a thousand.", "max_new_tokens": 900},
-    "/chat": {"prompt": "Count to a thousand.", "max_new_tokens": 900},
+    "/instruct": {"prompt": ENDLESS, "max_new_tokens": 900, "greedy": True},
+    "/chat": {"prompt": ENDLESS, "max_new_tokens": 900, "greedy": True},
 }
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.005)
+def uses_slots(server: JAXServer, count: int) -> bool:
+    return eventually(lambda: server.snapshot().slots_in_use == count, 60)
 
 
-def slots_in_use(server: JAXServer) -> int:
-    return server.snapshot().slots_in_use
+def has_waiting(server: JAXServer, count: int) -> bool:
+    return eventually(lambda: server.snapshot().queue_length == count, 60)
+
+
+def is_idle(server: JAXServer) -> bool:
+    return uses_slots(server, 0) and has_waiting(server, 0)
+
+
+class Watch:
+    """What an engine does before and after it is told to cancel, to the dispatch."""
+
+    def __init__(self, server: JAXServer, patch: pytest.MonkeyPatch) -> None:
+        assert server._engine is not None
+        self._loop = server._engine.loop
+        self._dispatch, self._cancel = self._loop._dispatch, self._loop.cancel
+        self._one_by_one = threading.RLock()
+        self.dispatches_at_cancel: int | None = None
+        self.records = Records()
+        patch.setattr(self._loop, "_dispatch", self._dispatch_alone)
+        patch.setattr(self._loop, "cancel", self._note_and_cancel)
+        shell = server._engine._shell._replace(telemetry=self.records)
+        patch.setattr(server._engine, "_shell", shell)
+
+    @property
+    def dispatches(self) -> int:
+        return self._loop.stats.dispatches
+
+    def _dispatch_alone(self, plan: PrefillPlan | DecodePlan) -> Dispatch:
+        with self._one_by_one:
+            return self._dispatch(plan)
+
+    def _note_and_cancel(self, request_id: int) -> None:
+        with self._one_by_one:  # or dispatches might come between the two
+            if self.dispatches_at_cancel is None:
+                self.dispatches_at_cancel = self.dispatches
+            self._cancel(request_id)
 
 
 def post(url: str, route: str, body: dict[str, object]) -> socket.socket:
@@ -53,63 +91,72 @@ def post(url: str, route: str, body: dict[str, object]) -> socket.socket:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_client_that_leaves_frees_its_slot_within_two_dispatches(
-    loaded_server: JAXServer, server_url: str, route: str, stream: bool
+    loaded_server: JAXServer,
+    server_url: str,
+    route: str,
+    stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wait_until(lambda: slots_in_use(loaded_server) == 0)
+    assert is_idle(loaded_server)
+    watch = Watch(loaded_server, monkeypatch)
     connection = post(server_url, route, {**ROUTES[route], "stream": stream})
-    wait_until(lambda: slots_in_use(loaded_server) == 1)
-    engine = loaded_server._engine
-    assert engine is not None
-    first = engine.loop.stats.dispatches
-    wait_until(lambda: engine.loop.stats.dispatches > first)
+    assert uses_slots(loaded_server, 1)
+    first = watch.dispatches
+    assert eventually(lambda: watch.dispatches > first, 60)
+    assert watch.dispatches_at_cancel is None
 
     connection.close()
-    before = engine.loop.stats.dispatches
-    wait_until(lambda: slots_in_use(loaded_server) == 0)
+    assert is_idle(loaded_server)
 
-    # One more than two: a dispatch may begin before the close is seen at all.
-    assert engine.loop.stats.dispatches - before <= 3
+    assert [record.outcome for record in watch.records.all] == ["cancelled"]
+    assert watch.dispatches_at_cancel is not None
+    assert watch.dispatches - watch.dispatches_at_cancel <= 2
 
 
 def test_a_full_queue_answers_at_once_and_recovers(
     loaded_server: JAXServer, server_url: str
 ) -> None:
-    wait_until(lambda: slots_in_use(loaded_server) == 0)
+    assert is_idle(loaded_server)
     slots, waiting = 16, loaded_server.config.max_queue
     with contextlib.ExitStack() as connections:
         for _ in range(slots + waiting):
             connections.enter_context(post(server_url, CHAT, ROUTES[CHAT]))
-        wait_until(lambda: loaded_server.snapshot().queue_length == waiting)
-        began = time.monotonic()
-        refused = httpx.post(f"{server_url}{CHAT}", json=ROUTES[CHAT])
-        seconds = time.monotonic() - began
+        assert has_waiting(loaded_server, waiting)
+        refused = httpx.post(f"{server_url}{CHAT}", json=ROUTES[CHAT], timeout=60)
+        still_waiting = loaded_server.snapshot().queue_length
 
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
-    assert seconds < 2
-    wait_until(lambda: slots_in_use(loaded_server) == 0)
-    answer = httpx.post(f"{server_url}/instruct", json={"prompt": "Hi", "greedy": True})
+    assert still_waiting == waiting  # it was refused before any place was free
+    assert is_idle(loaded_server)
+    body = {"prompt": "Hi", "greedy": True, "max_new_tokens": 4}
+    answer = httpx.post(f"{server_url}/instruct", json=body, timeout=60)
     assert answer.status_code == 200
 
 
 USER = [{"role": "user", "content": "Hi"}]
-WRONG_FIELDS: dict[str, tuple[str, dict[str, object]]] = {
-    "top_p": (CHAT, {"messages": USER, "top_p": "1"}),
-    "colour": (CHAT, {"messages": USER, "colour": 1}),
-    "temperature": (CHAT, {"messages": USER, "temperature": -1}),
-    "messages": (CHAT, {"messages": []}),
-    "role": (CHAT, {"messages": [{"role": "king", "content": "x"}]}),
-    "prompt": (COMPLETIONS, {"prompt": [49152]}),
-    "prompt has": (COMPLETIONS, {"prompt": "a b " * 4000}),
-    "history": ("/chat", {"prompt": "x", "history": [["a"]]}),
-    "history.0": ("/chat", {"prompt": "x", "history": [[1, 2]]}),
-}
-WRONG_BODIES: dict[str, tuple[bytes, int]] = {
-    "bad JSON": (b'{"messages": [', 400),
-    "invalid UTF-8": (b'{"messages": "\xff\xfe"}', 400),
-    "nested brackets": (b"[" * 20_000, 400),
-    "NaN": (b'{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}', 400),
-    "50 MB": (b" " * 50_000_000, 413),
+KING = [{"role": "king", "content": "x"}]
+WRONG_FIELDS: list[tuple[str, str, dict[str, object]]] = [
+    ("top_p", CHAT, {"messages": USER, "top_p": "1"}),
+    ("colour", CHAT, {"messages": USER, "colour": 1}),
+    ("temperature", CHAT, {"messages": USER, "temperature": -1}),
+    ("messages", CHAT, {"messages": []}),
+    ("messages.0.role", CHAT, {"messages": KING}),
+    ("prompt", COMPLETIONS, {"prompt": [49152]}),
+    ("prompt", COMPLETIONS, {"prompt": "a b " * 4000}),
+    ("history.0.1", "/chat", {"prompt": "x", "history": [["a"]]}),
+    ("history.0.0", "/chat", {"prompt": "x", "history": [[1, 2]]}),
+]
+WRONG_BODIES: dict[str, tuple[bytes, int, str]] = {
+    "bad JSON": (b'{"messages": [', 400, "body"),
+    "invalid UTF-8": (b'{"messages": "\xff\xfe"}', 400, "body"),
+    "nested brackets": (b"[" * 20_000, 400, "body"),
+    "NaN": (
+        b'{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}',
+        400,
+        "top_p",
+    ),
+    "50 MB": (b" " * 50_000_000, 413, "body"),
 }
 
 
@@ -119,16 +166,19 @@ def refused(url: str, route: str, content: bytes) -> tuple[int, dict[str, str]]:
     return answer.status_code, answer.json()["error"]
 
 
-@pytest.mark.parametrize("field", WRONG_FIELDS)
+@pytest.mark.parametrize(("field", "route", "body"), WRONG_FIELDS)
 def test_a_wrong_field_is_refused_by_name(
-    loaded_server: JAXServer, server_url: str, field: str
+    loaded_server: JAXServer,
+    server_url: str,
+    field: str,
+    route: str,
+    body: dict[str, object],
 ) -> None:
-    route, body = WRONG_FIELDS[field]
-
     status, error = refused(server_url, route, json.dumps(body).encode())
 
     assert status == 400
-    assert field in f"{error.get('param')} {error.get('field')} {error['message']}"
+    assert error["param" if route.startswith("/v1/") else "field"] == field
+    assert error["message"]
     assert loaded_server.is_ready()
 
 
@@ -136,11 +186,12 @@ def test_a_wrong_field_is_refused_by_name(
 def test_a_body_that_cannot_be_read_is_refused(
     loaded_server: JAXServer, server_url: str, kind: str
 ) -> None:
-    content, wanted = WRONG_BODIES[kind]
+    content, wanted, field = WRONG_BODIES[kind]
 
     status, error = refused(server_url, CHAT, content)
 
     assert status == wanted
+    assert error["param"] == field
     assert error["message"]
     assert loaded_server.is_ready()
 

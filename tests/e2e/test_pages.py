@@ -2,8 +2,6 @@
 
 import base64
 import contextlib
-import os
-import shutil
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -12,15 +10,17 @@ from urllib.parse import urlsplit
 
 import fastapi
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from jaxserver.adapters.gradio_ui.pages import mount_pages
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, ServerFull
 from jaxserver.ports.handlers import Handlers, History
 from jaxserver.ports.status import ServerState
+from tests.e2e.browsing import PATIENCE_SECONDS, opened_tab, say, shown, visit
 from tests.fakes import ByteFormatter, FixedStatus, ScriptedGenerator
-from tests.unit.adapters.gradio_ui.serving import pages, served, wait_until
+from tests.unit.adapters.gradio_ui.serving import pages, served
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.browser,
@@ -29,73 +29,23 @@ pytestmark = [
         "ignore:'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated"
     ),
 ]
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SLOW = 0.15
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        reason = f"no browser: none of {', '.join(names)} is installed"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Page]:
-    with opened_tab(browser) as page:
-        yield page
-
-
-@contextlib.contextmanager
-def opened_tab(browser: Browser, **context: Any) -> Iterator[Page]:
-    with browser.new_context(**context) as opened:
-        opened.set_default_timeout(20_000)
-        yield opened.new_page()
-
-
-def visit(tab: Page, address: str) -> None:
-    """Opens a page and lets it load: Gradio empties a field filled while it does."""
-    tab.goto(address)
-    tab.wait_for_load_state("networkidle")
-
-
-def say(tab: Page, text: str) -> None:
-    tab.locator("#prompt textarea").fill(text)
-    tab.locator("#prompt textarea").press("Enter")
-
-
-def shown(tab: Page, role: str = "bot") -> Any:
-    return tab.locator(f"#chatbot .message.{role}")
 
 
 def test_an_answer_streams_in_and_no_other_host_is_asked(tab: Page) -> None:
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
     answer = ["Look:\n\n```python\nx", "=", "1\n```\n\n$$x$$", "and", "**more**"]
-    generator = ScriptedGenerator(*(f"{a} " for a in answer), chunk_seconds=0.5)
+    generator = ScriptedGenerator(*(f"{a} " for a in answer))
+    may_go_on = threading.Event()
+    generator.is_due = lambda number: number == 0 or may_go_on.is_set()
     with pages(generator, status=FixedStatus()) as address:
         visit(tab, address)
         say(tab, "hello")
         expect(shown(tab, "user")).to_have_text("hello")
         expect(shown(tab)).to_contain_text("Look:")
         assert "more" not in shown(tab).inner_text()
+        may_go_on.set()
         expect(shown(tab)).to_contain_text("more")
         expect(tab.locator("#note")).to_contain_text("tokens/s")
         expect(tab.locator("#prompt textarea")).to_have_value("")
@@ -114,7 +64,7 @@ def test_the_stop_button_cancels_and_the_page_goes_on(tab: Page) -> None:
         say(tab, "hello")
         expect(shown(tab)).to_contain_text("w1 ")
         tab.locator("#prompt .stop-button").click()
-        assert generator.streams[0].cancelled.wait(5)
+        assert generator.streams[0].cancelled.wait(PATIENCE_SECONDS)
         expect(tab.locator("#note")).to_contain_text("stopped")
         expect(tab.locator("#prompt .submit-button")).to_be_visible()
 
@@ -137,7 +87,7 @@ def test_stop_is_told_whenever_it_is_pressed(tab: Page) -> None:
             expect(shown(tab).nth(attempt)).to_contain_text("w1 ")
             tab.wait_for_timeout(attempt * SLOW * 1000 / 6)  # anywhere between chunks
             tab.locator("#prompt .stop-button").click()
-            assert generator.streams[attempt].cancelled.wait(5)
+            assert generator.streams[attempt].cancelled.wait(PATIENCE_SECONDS)
             expect(tab.locator("#note")).to_contain_text("stopped")
             expect(tab.locator("#prompt .submit-button")).to_be_visible()
 
@@ -149,14 +99,14 @@ def test_clear_and_retry_interrupt_a_running_answer(tab: Page) -> None:
         say(tab, "hello")
         expect(shown(tab)).to_contain_text("w1 ")
         tab.locator("#clear").click()
-        assert generator.streams[0].cancelled.wait(5)
+        assert generator.streams[0].cancelled.wait(PATIENCE_SECONDS)
         expect(shown(tab, "user")).to_have_count(0)
 
         say(tab, "again")
         expect(shown(tab)).to_contain_text("w1 ")
         generator.pieces, generator.chunk_seconds = ("short",), 0.0
         tab.locator("#retry").click()
-        assert generator.streams[1].cancelled.wait(5)
+        assert generator.streams[1].cancelled.wait(PATIENCE_SECONDS)
         expect(shown(tab)).to_have_text("short")
         expect(shown(tab, "user")).to_have_text("again")
         expect(tab.locator("#prompt .submit-button")).to_be_visible()
@@ -177,9 +127,9 @@ def test_closing_the_tab_cancels(
             tab.locator("#prompt textarea").press("Shift+Enter")
             if page == "gradio_chat":
                 tab.locator("#prompt .submit-button").click()
-            wait_until(lambda: generator.streams)
+            assert eventually(lambda: generator.streams)
             assert not generator.streams[0].cancelled.is_set()
-        assert generator.streams[0].cancelled.wait(5)
+        assert generator.streams[0].cancelled.wait(PATIENCE_SECONDS)
 
 
 def test_what_a_model_writes_does_not_run_and_fetches_nothing(tab: Page) -> None:
@@ -289,7 +239,7 @@ def test_the_instruct_page_stops(tab: Page) -> None:
         tab.locator("#prompt textarea").fill("do")
         tab.locator("#run").click()
         tab.locator("#stop").click()
-        assert generator.streams[0].cancelled.wait(5)
+        assert generator.streams[0].cancelled.wait(PATIENCE_SECONDS)
         expect(tab.locator("#note")).to_contain_text("stopped")
         expect(tab.locator("#stop")).to_be_disabled()
 

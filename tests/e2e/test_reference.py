@@ -116,11 +116,12 @@ def test_chat(server_url: str, reference: Reference) -> None:
     assert answer["tokens_used"] == len(reference.ids)
 
 
-def test_gradio_client(server_url: str, reference: Reference) -> None:
-    client = Client(f"{server_url}/gradio_instruct/", verbose=False)
+@pytest.mark.parametrize("page", ["instruct", "chat"])
+def test_gradio_client(server_url: str, reference: Reference, page: str) -> None:
+    client = Client(f"{server_url}/gradio_{page}/", verbose=False)
     try:
         answer = client.predict(
-            reference.prompt, greedy=True, max_new_tokens=64, api_name="/instruct"
+            reference.prompt, greedy=True, max_new_tokens=64, api_name=f"/{page}"
         )
     finally:
         client.close()
@@ -145,5 +146,6 @@ def test_generate_command(default_model_path: Path, reference: Reference) -> Non
 
     assert answer["text"] == reference.text
     assert tuple(answer["token_ids"]) == reference.ids
+    reference.assert_logprobs([entry["logprob"] for entry in answer["logprobs"]])
     assert answer["prompt_tokens"] == len(reference.prompt_ids)
     assert answer["completion_tokens"] == len(reference.ids)

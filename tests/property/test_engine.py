@@ -35,7 +35,7 @@ VOCAB = ByteTokenizer.vocab_size
 BOUNDARIES = [1, 31, 32, 33, 63, 127, 128, 129, 255, 256, 257, 320, 382, 383]
 PROFILE = hypothesis.settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 SLOW = hypothesis.settings(
-    max_examples=max(5, PROFILE.max_examples // 3),
+    max_examples=max(5, PROFILE.max_examples // 8),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 """An example serves up to 48 requests."""
@@ -75,6 +75,8 @@ PROMPTS = st.one_of(
 IDS = st.integers(0, VOCAB - 1)
 FLOATS = st.floats(0.0, 1.0, width=32)
 STOPS = st.text("aeinst {", min_size=1, max_size=2)
+LIMITS = st.sampled_from([*range(1, 25), None, None, None])
+"""Seldom none: up to 383 tokens each would take most of the time."""
 
 
 @st.composite
@@ -93,7 +95,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         frequency_penalty=draw(st.sampled_from([0.0, -0.5, 1.0])),
         logit_bias=bias,
         seed=draw(st.integers(0, MAX_SEED)),
-        max_new_tokens=draw(st.none() | st.integers(1, 40)),
+        max_new_tokens=draw(LIMITS),
         stop=tuple(draw(st.lists(STOPS, max_size=3))),
         stop_token_ids=tuple(draw(st.lists(IDS, max_size=3))),
         ignore_eos=draw(st.booleans()),
@@ -197,6 +199,27 @@ def test_a_queue_for_few_slots_changes_no_bit_of_an_answer(
 
     for visitor, answer in zip(visitors, answers, strict=True):
         assert_as_alone(answer, alone(house.wide, visitor.request))
+
+
+def test_answers_without_a_limit_fill_the_sequence_in_company_as_alone(
+    house: House,
+) -> None:
+    wishes = [
+        dataclasses.replace(FREE, max_new_tokens=None, seed=seed) for seed in range(6)
+    ]
+    requests = [
+        GenerationRequest(prompt=token_ids(length, length), sampling=wish)
+        for length, wish in zip((1, 33, 128, 129, 300, 383), wishes, strict=True)
+    ]
+    visitors = [Visit(request=r, delay_seconds=0.0, patience=None) for r in requests]
+    expected = [alone(house.wide, request) for request in requests]
+
+    assert {answer.finish_reason for answer in expected} == {FinishReason.LENGTH}
+    for answer in expected:
+        assert answer.usage.prompt_tokens + len(answer.token_ids) == engines.MAX_LEN
+    assert in_company(house.wide, visitors) == expected
+    assert in_company(house.narrow, visitors) == expected
+    assert [alone(house.single, request) for request in requests] == expected
 
 
 @SLOW

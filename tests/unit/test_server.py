@@ -24,6 +24,7 @@ from jaxserver.server import JAXServer
 from tests import engines
 from tests.fakes import ByteTokenizer
 from tests.unit.tiny_server import Servers, tiny_servers
+from tests.waiting import eventually
 
 FREE: dict[str, Any] = {"ignore_eos": True, "seed": 3, "temperature": 1.0}
 
@@ -40,7 +41,27 @@ def server(servers: Servers) -> JAXServer:
 
 
 def is_free(server: JAXServer) -> bool:
-    return engines.eventually(lambda: server.snapshot().slots_in_use == 0)
+    return eventually(lambda: server.snapshot().slots_in_use == 0)
+
+
+@pytest.fixture
+def held(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[JAXServer]:
+    """A server that begins one answer, and goes on when that has been cancelled."""
+    gate = engines.Gate()
+    gate.allow(4)
+    monkeypatch.setattr(wiring, "Device", engines.gated_device(gate))
+    server = servers.open()
+    assert server._engine is not None
+    loop = server._engine.loop
+    cancel = loop.cancel
+
+    def cancel_and_go_on(request_id: int) -> None:
+        cancel(request_id)
+        gate.open()
+
+    monkeypatch.setattr(loop, "cancel", cancel_and_go_on)
+    yield server
+    gate.open()
 
 
 def test_process_yields_the_text_so_far_and_the_tokens_used(server: JAXServer) -> None:
@@ -77,21 +98,23 @@ def test_greedy_is_the_likeliest_every_time(server: JAXServer) -> None:
     assert len(answers) == 1
 
 
-def test_closing_process_frees_its_slot(server: JAXServer) -> None:
-    answers = server.process("once", max_new_tokens=300, **FREE)
+def test_closing_process_frees_its_slot(held: JAXServer) -> None:
+    answers = held.process("once", max_new_tokens=300, **FREE)
     next(answers)
     answers.close()  # type: ignore[attr-defined]  # generators have it
 
-    assert is_free(server)
+    assert eventually(lambda: held.snapshot().requests_served == 1)
+    assert 0 < held.snapshot().tokens_generated < 300
+    assert is_free(held)
 
 
-def test_process_stops_when_its_cancel_token_is_set(server: JAXServer) -> None:
+def test_process_stops_when_its_cancel_token_is_set(held: JAXServer) -> None:
     token = CancelToken()
 
     def read() -> list[tuple[str, int]]:
         CANCEL.set(token)
         pairs = []
-        for pair in server.process("once", max_new_tokens=300, **FREE):
+        for pair in held.process("once", max_new_tokens=300, **FREE):
             pairs.append(pair)
             token.set()
         return pairs
@@ -99,16 +122,16 @@ def test_process_stops_when_its_cancel_token_is_set(server: JAXServer) -> None:
     pairs = contextvars.copy_context().run(read)
 
     assert 0 < pairs[-1][1] < 300
-    assert is_free(server)
+    assert is_free(held)
 
 
-def test_process_hardly_begins_when_its_token_was_set_before(server: JAXServer) -> None:
+def test_process_hardly_begins_when_its_token_was_set_before(held: JAXServer) -> None:
     token = CancelToken()
     token.set()
 
     def read() -> list[tuple[str, int]]:
         CANCEL.set(token)
-        return list(server.process("once", max_new_tokens=300, **FREE))
+        return list(held.process("once", max_new_tokens=300, **FREE))
 
     pairs = contextvars.copy_context().run(read)
 

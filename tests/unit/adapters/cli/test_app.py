@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -231,24 +230,6 @@ def test_neither_the_command_line_nor_its_help_needs_anything_heavy() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=_root())
-
-
-def test_help_takes_less_than_half_a_second() -> None:
-    script = (
-        "from tests.unit.adapters.cli.scripted import ScriptedProgram\n"
-        "ScriptedProgram().run('--help')"
-    )
-    seconds = []
-    for _ in range(3):
-        before = _seconds_of_children()
-        subprocess.run([sys.executable, "-c", script], check=True, cwd=_root())
-        seconds.append(_seconds_of_children() - before)
-    assert min(seconds) < 0.5
-
-
-def _seconds_of_children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _root() -> str:

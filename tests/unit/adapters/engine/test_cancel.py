@@ -10,6 +10,7 @@ from jaxserver.ports.types import FinishReason, GenerationRequest
 from tests import engines
 from tests.fakes import ByteTokenizer
 from tests.unit.adapters.engine.answers import LONG, ids_of, request
+from tests.waiting import eventually
 
 PROMPT = request(tuple(range(200)), max_new_tokens=100)
 """Seven pieces of 32 tokens to prefill."""
@@ -21,16 +22,16 @@ def fills_slots(engine: TextEngine, gate: engines.Gate) -> bool:
 
 
 def in_slots(engine: TextEngine, count: int) -> bool:
-    return engines.eventually(lambda: engine.loop.stats.slots_in_use == count)
+    return eventually(lambda: engine.loop.stats.slots_in_use == count)
 
 
 def in_queue(engine: TextEngine, count: int) -> bool:
-    return engines.eventually(lambda: engine.loop.stats.queue_length == count)
+    return eventually(lambda: engine.loop.stats.queue_length == count)
 
 
 def at_dispatch(engine: TextEngine, count: int) -> bool:
     """The engine waits for leave to make that dispatch, counted from 1."""
-    return engines.eventually(lambda: engine.loop.stats.dispatches == count)
+    return eventually(lambda: engine.loop.stats.dispatches == count)
 
 
 @pytest.mark.parametrize(
@@ -196,5 +197,5 @@ def test_cancelling_while_others_come_and_go_leaks_nothing() -> None:
 
         assert in_slots(engine, 0)
         assert in_queue(engine, 0)
-        assert engines.eventually(lambda: engine.queue_length == 0)
-        assert engines.eventually(lambda: engine.stats.requests_served == 80)
+        assert eventually(lambda: engine.queue_length == 0)
+        assert eventually(lambda: engine.stats.requests_served == 80)

@@ -14,6 +14,7 @@ from jaxserver.ports.types import FinishReason
 from tests import engines
 from tests.fakes import ByteTokenizer
 from tests.unit.adapters.engine.answers import LONG, ids_of, request
+from tests.waiting import eventually
 
 
 class Breaks:
@@ -125,8 +126,9 @@ def dying() -> engines.Parts:
 
 
 def test_an_engine_that_dies_fails_every_open_stream_and_says_so() -> None:
-    with engines.running(dying()) as engine:
+    with engines.gated(dying()) as (engine, gate):
         streams = [engine.generate(request()) for _ in range(9)]
+        gate.open()
 
         assert [fails(stream) for stream in streams] == [True] * 9
         assert not engine.is_alive()
@@ -229,7 +231,7 @@ def test_a_token_that_cannot_be_written_fails_its_answer_alone() -> None:
         with pytest.raises(EngineFailed, match="written down: KeyError"):
             list(bad)
         assert ids_of(good) == (97,) * 60
-        assert engines.eventually(lambda: engine.loop.stats.slots_in_use == 0)
+        assert eventually(lambda: engine.loop.stats.slots_in_use == 0)
 
 
 def test_telemetry_that_fails_keeps_no_answer_back() -> None:

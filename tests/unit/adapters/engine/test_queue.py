@@ -9,6 +9,7 @@ from jaxserver.ports.types import FinishReason
 from tests import engines
 from tests.fakes import ByteTokenizer
 from tests.unit.adapters.engine.answers import LONG, ids_of, request
+from tests.waiting import eventually
 
 
 def test_a_full_queue_refuses_at_once_and_takes_requests_again() -> None:
@@ -56,12 +57,12 @@ def test_counts_follow_the_requests() -> None:
         streams = [engine.generate(request()) for _ in range(6)]
         engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
-        assert engines.eventually(lambda: engine.queue_length == 2)
+        assert eventually(lambda: engine.queue_length == 2)
         gate.open()
         for stream in streams:
             list(stream)
 
-        assert engines.eventually(lambda: engine.queue_length == 0)
+        assert eventually(lambda: engine.queue_length == 0)
         assert engine.stats.requests_served == 6
         assert engine.stats.prompts_served == 6
         assert engine.stats.tokens_generated == 360
@@ -80,7 +81,7 @@ def test_closing_takes_no_more_but_lets_what_runs_and_waits_finish() -> None:
                 return refusal.retry_after_seconds > 0
             return False
 
-        assert engines.eventually(refuses)
+        assert eventually(refuses)
         assert closing.is_alive()
         gate.open()
         ends = [list(stream)[-1].finish_reason for stream in streams]
@@ -110,9 +111,11 @@ def test_what_is_not_finished_when_the_time_is_over_fails() -> None:
         streams = [engine.generate(LONG) for _ in range(6)]
         engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
+        commands = engine.loop._commands
+        before = commands.qsize()
         closing = threading.Thread(target=engine.close, args=(0.01,))
         closing.start()
-        time.sleep(0.05)
+        assert eventually(lambda: commands.qsize() > before)  # it is told to stop
         gate.open()
         closing.join(30)
 

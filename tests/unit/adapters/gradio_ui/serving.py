@@ -2,8 +2,7 @@
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import fastapi
@@ -13,6 +12,7 @@ from jaxserver.adapters.gradio_ui.pages import mount_pages
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.generator import Generator
 from tests.fakes import ByteFormatter
+from tests.waiting import eventually
 
 
 @contextlib.contextmanager
@@ -42,15 +42,8 @@ def served(app: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        wait_until(lambda: server.started)
+        assert eventually(lambda: server.started)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
-
-
-def wait_until(happened: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

@@ -93,13 +93,14 @@ def test_a_handler_runs_in_one_worker_thread_with_a_cancel_token() -> None:
 
 
 def test_leaving_sets_the_token_and_closes_the_handler() -> None:
-    seen_token, closed = threading.Event(), threading.Event()
+    waits, seen_token, closed = (threading.Event() for _ in range(3))
 
     def handler(*_: object) -> Iterator[tuple[str, str]]:
         token = CANCEL.get()
         assert token is not None
         try:
             yield "", "a"
+            waits.set()
             seen_token.set() if token.wait(20) else None
             yield "", "b"
         finally:
@@ -110,7 +111,7 @@ def test_leaving_sets_the_token_and_closes_the_handler() -> None:
         async with contextlib.aclosing(updates):
             await anext(updates)
             step = asyncio.ensure_future(anext(updates))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(waits.wait, 20)
             step.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await step

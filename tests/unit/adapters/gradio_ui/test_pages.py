@@ -17,7 +17,8 @@ from jaxserver.adapters.gradio_ui.pages import mount_pages
 from jaxserver.adapters.gradio_ui.panel import Panel
 from jaxserver.ports.config import ServerConfig
 from tests.fakes import ByteFormatter, ScriptedGenerator
-from tests.unit.adapters.gradio_ui.serving import pages, served, wait_until
+from tests.unit.adapters.gradio_ui.serving import pages, served
+from tests.waiting import eventually
 
 
 def test_the_root_leads_to_the_chat() -> None:
@@ -124,7 +125,7 @@ def test_an_answer_that_ended_is_forgotten_before_its_id_is_used_again() -> None
         await result["iterator"].aclose()
 
     asyncio.run(break_off())
-    wait_until(lambda: page.pending_diff_streams == {})
+    assert eventually(lambda: page.pending_diff_streams == {})
 
 
 def test_only_the_modules_of_a_page_import_gradio() -> None:

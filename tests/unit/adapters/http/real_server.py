@@ -3,19 +3,18 @@
 import contextlib
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from fastapi import FastAPI
 
 from jaxserver.adapters.http.serve import HttpServer
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[HttpServer]:
-    server = HttpServer(app, "127.0.0.1", 0, drain_seconds=1)
+def serving(app: FastAPI, drain_seconds: int = 1) -> Iterator[HttpServer]:
+    server = HttpServer(app, "127.0.0.1", 0, drain_seconds=drain_seconds)
     server.start()
     try:
         yield server
@@ -33,13 +32,3 @@ def send(server: HttpServer, path: str, body: object) -> socket.socket:
     )
     client.sendall(head.encode() + content)
     return client
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Waits until something holds, and says whether it ever did."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True

@@ -10,7 +10,8 @@ from jaxserver.adapters.http.disconnect import ClientLeft, unless_client_leaves
 from jaxserver.ports.handlers import CANCEL, ChatRequest, Handlers
 from tests.fakes import ScriptedGenerator
 from tests.unit.adapters.http.in_process import CHAT, TEXT, app_of
-from tests.unit.adapters.http.real_server import eventually, send, serving
+from tests.unit.adapters.http.real_server import send, serving
+from tests.waiting import eventually
 
 ROUTES = [
     ("/instruct", {"prompt": "p"}),
@@ -74,7 +75,8 @@ def test_a_client_that_stays_gets_its_answer() -> None:
 
 
 def test_pieces_are_sent_as_they_come() -> None:
-    generator = ScriptedGenerator("first", "second", chunk_seconds=0.5)
+    generator = ScriptedGenerator("first", "second")
+    generator.is_due = lambda number: number == 0
     with serving(app_of(generator)) as server:
         client = send(server, "/v1/completions", {**TEXT, "stream": True})
         read = b""

@@ -9,13 +9,6 @@ from jaxserver.ports.errors import ServerFull
 from jaxserver.ports.handlers import CANCEL, Answer
 
 
-def waits_for_cancel(body: str) -> Answer:
-    cancel = CANCEL.get()
-    assert cancel is not None
-    assert cancel.wait(10)
-    return {"body": body}
-
-
 def test_a_handler_runs_in_a_thread_of_the_pool() -> None:
     def handler(body: str) -> Mapping[str, object]:
         return {"body": body, "thread": threading.current_thread().name}
@@ -28,14 +21,21 @@ def test_a_handler_runs_in_a_thread_of_the_pool() -> None:
 
 
 def test_one_handler_more_than_threads_is_refused() -> None:
+    begun = threading.Barrier(3)
+
+    def handler(body: str) -> Answer:
+        cancel = CANCEL.get()
+        assert cancel is not None
+        begun.wait(20)
+        assert cancel.wait(20)
+        return {"body": body}
+
     async def fill() -> None:
         pool = HandlerPool(2)
-        running = [
-            asyncio.create_task(pool.run(waits_for_cancel, str(i))) for i in range(2)
-        ]
-        await asyncio.sleep(0)
+        running = [asyncio.create_task(pool.run(handler, str(i))) for i in range(2)]
+        await asyncio.to_thread(begun.wait, 20)
         with pytest.raises(ServerFull):
-            await pool.run(waits_for_cancel, "3")
+            await pool.run(handler, "3")
         pool.close()
         assert await asyncio.gather(*running) == [{"body": "0"}, {"body": "1"}]
 
@@ -43,16 +43,17 @@ def test_one_handler_more_than_threads_is_refused() -> None:
 
 
 def test_a_cancelled_handler_keeps_its_thread_until_it_ends() -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def handler(body: str) -> Answer:
-        assert release.wait(10)
+        begun.set()
+        assert release.wait(20)
         return {}
 
     async def cancel_one() -> None:
         pool = HandlerPool(1)
         task = asyncio.create_task(pool.run(handler, "b"))
-        await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(begun.wait, 20)
         task.cancel()
         await asyncio.wait({task})
         with pytest.raises(ServerFull):

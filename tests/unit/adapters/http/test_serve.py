@@ -2,7 +2,6 @@ import contextlib
 import http.client
 import json
 import socket
-import threading
 from collections.abc import AsyncIterator
 
 import fastapi
@@ -13,7 +12,8 @@ from jaxserver.adapters.http.serve import HttpServer, listen
 from jaxserver.ports.errors import InvalidConfig
 from tests.fakes import ScriptedGenerator
 from tests.unit.adapters.http.in_process import app_of
-from tests.unit.adapters.http.real_server import eventually, send, serving
+from tests.unit.adapters.http.real_server import send, serving
+from tests.waiting import eventually
 
 
 def test_it_listens_when_start_returns_and_not_after_stop() -> None:
@@ -41,18 +41,6 @@ def test_the_originals_client_code_works() -> None:
         ).json()
     assert response["response"] == "Hello"
     assert response["input"] == "user: a\nassistant: b\nuser: p\nassistant: "
-
-
-def test_run_serves_in_the_foreground_until_stopped() -> None:
-    server = HttpServer(app_of(), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert eventually(lambda: server.port != 0)
-    url = f"http://127.0.0.1:{server.port}/health"
-    assert requests.get(url, timeout=10).ok
-    server.stop()
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 def test_a_taken_port_is_a_clear_error() -> None:
@@ -89,7 +77,8 @@ def test_an_application_that_cannot_start_is_an_error(
 
 def test_a_stop_lets_an_answer_end() -> None:
     generator = ScriptedGenerator("a", "b", chunk_seconds=0.2)
-    with serving(app_of(generator)) as server:
+    with serving(app_of(generator), drain_seconds=30) as server:
+        generator.is_due = lambda number: server._server.should_exit
         client = send(server, "/chat", {"prompt": "p"})
         assert eventually(lambda: bool(generator.streams))
         server.stop()
