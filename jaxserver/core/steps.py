@@ -1,6 +1,6 @@
 """The two compiled steps of the engine, prefill and decode, and their closed list.
 
-The only module that says `jit`.
+The only module that compiles, donates and places.
 """
 
 import functools

@@ -66,12 +66,12 @@ def extend(
     embedded = params.embedding.at[batch.tokens].get(mode="clip")
     x = pad_tokens(embedded.reshape(rows * time, -1).astype(jnp.float32))
     all_keys, all_values = [], []
+    # Layers are alike: traced and lowered once, which takes most of a start otherwise.
+    run_layer = jax.jit(functools.partial(_layer, config, table))
     for index, layer in enumerate(params.layers):
         layer_cache = (cache.keys[index], cache.values[index])
         with jax.named_scope(f"layer_{index}"):
-            x, (keys, values) = _layer(
-                config, table, layer, (x, layer_cache), (batch, positions)
-            )
+            x, (keys, values) = run_layer(layer, (x, layer_cache), (batch, positions))
         all_keys.append(keys)
         all_values.append(values)
     by_row = x[: rows * time].reshape(rows, time, -1)

@@ -2,6 +2,7 @@
 
 import random
 
+import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -145,6 +146,10 @@ class Requests(RuleBasedStateMachine):
 
 
 TestRequests = Requests.TestCase
+TestRequests.settings = hypothesis.settings(
+    max_examples=max(25, hypothesis.settings().max_examples // 2)
+)
+"""An example is a story of fifty events."""
 
 
 def test_a_prompt_that_waits_enters_as_soon_as_a_slot_is_free() -> None:

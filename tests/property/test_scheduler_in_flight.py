@@ -7,6 +7,7 @@ read later, when the requests in them may have been cancelled and their slots re
 import collections
 import dataclasses
 
+import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -155,3 +156,7 @@ class Ahead(RuleBasedStateMachine):
 
 
 TestAhead = Ahead.TestCase
+TestAhead.settings = hypothesis.settings(
+    max_examples=max(25, hypothesis.settings().max_examples // 2)
+)
+"""An example is a story of fifty events."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jaxserver.adapters.checkpoints.locate import open_checkpoint
 from jaxserver.adapters.prompts import ChatTemplateFormatter, from_metadata
 from jaxserver.ports.errors import NoChatTemplate, UnsupportedMessages
 from jaxserver.ports.types import Message
@@ -116,10 +117,7 @@ REFERENCE = Path(__file__).parents[3] / "reference" / "smollm2_greedy.json"
 def test_the_default_models_prompts_are_the_references(
     default_model_path: Path,
 ) -> None:
-    import gguf  # noqa: PLC0415  # slow, and for this test alone
-
-    fields = gguf.GGUFReader(default_model_path).fields
-    template = from_metadata({name: field.contents() for name, field in fields.items()})
+    template = from_metadata(open_checkpoint(default_model_path).config)
     for item in json.loads(REFERENCE.read_text("utf-8"))["items"]:
         messages = [Message(**message) for message in item["messages"]]
         assert template.format(messages) == item["prompt_text"]

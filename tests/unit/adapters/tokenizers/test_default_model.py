@@ -1,13 +1,12 @@
 """The default model's tokenizer against ids and texts that transformers made."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 
+from jaxserver.adapters.checkpoints.locate import open_checkpoint
 from jaxserver.adapters.tokenizers import from_gguf
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
 
@@ -15,15 +14,9 @@ REFERENCE = Path(__file__).parents[3] / "reference" / "smollm2_greedy.json"
 ITEMS = json.loads(REFERENCE.read_text("utf-8"))["items"]
 
 
-@functools.cache
-def metadata_of(path: Path) -> dict[str, Any]:
-    fields = gguf.GGUFReader(path).fields
-    return {name: field.contents() for name, field in fields.items()}
-
-
 @pytest.fixture
 def tokenizer(default_model_path: Path) -> PieceTokenizer:
-    return from_gguf(metadata_of(default_model_path))
+    return from_gguf(open_checkpoint(default_model_path).config)
 
 
 @pytest.mark.model
