@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import fastapi
@@ -29,12 +29,19 @@ from jaxserver.ports.handlers import (
     PageUpdates,
     sampling_fields,
 )
+from jaxserver.ports.model import Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.snapshot import reachable_host, take_snapshot
-from jaxserver.wiring import Model, compile_model, load_model, start_engine
+from jaxserver.wiring import (
+    Model,
+    compile_model,
+    load_model,
+    start_engine,
+    take_model,
+)
 
 DRAIN_SECONDS = 30.0
 LOADING_RETRY_SECONDS = 5
@@ -97,11 +104,44 @@ class JAXServer:
         server.open(progress)
         return server
 
+    @classmethod
+    def load_from_params(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        params: Params | None = None,
+        config: ServerConfig | Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Serves a `FlaxPreTrainedModel` that is in memory already.
+
+        Args:
+            model: Of one of transformers' classes or your own, causal or with an
+                encoder.
+            tokenizer: One of transformers'.
+            params: The model's parameters; None takes those that it holds.
+            config: A `ServerConfig` or a mapping with the same keys.
+
+        Raises:
+            InvalidConfig: A key is unknown or its value does not fit.
+            UnsupportedModel: The model has no language-model head, or a setting that
+                its class does not apply.
+        """
+        given = ServerConfig.of(config)
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        server = cls(dataclasses.replace(given, model=name))
+        server._start(
+            lambda: take_model(model, params, tokenizer, server._given), _no_progress
+        )
+        return server
+
     def open(self, progress: Progress | None = None) -> None:
         """Loads, compiles and starts; the errors are those of `load`."""
         report = progress or _no_progress
+        self._start(lambda: load_model(self._given, report), report)
+
+    def _start(self, load: Callable[[], Model], report: Progress) -> None:
         try:
-            self._model = load_model(self._given, report)
+            self._model = load()
             slots = self._model.engine.slots
             self._given = dataclasses.replace(self._given, slots=slots)
             self._pieces = Pieces(self._model.formatter, self._given)

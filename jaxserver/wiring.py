@@ -1,11 +1,13 @@
 """Puts a model together out of the adapters and the core."""
 
+import dataclasses
 import logging
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -15,14 +17,18 @@ from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
+from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.prompts import sources
 from jaxserver.adapters.telemetry.log import LogTelemetry, NoTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
 from jaxserver.adapters.tokenizers import gguf as gguf_tokenizer
+from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
 from jaxserver.core.config import EngineConfig, ModelConfig
-from jaxserver.core.loading import load_params, read_config
+from jaxserver.core.loading import load_params, place_params, read_config
 from jaxserver.core.memory import plan_memory
+from jaxserver.core.params import leaves, param_specs
+from jaxserver.core.partition_rules import param_specs_of
 from jaxserver.core.sharding import make_mesh
 from jaxserver.core.steps import build_steps
 from jaxserver.core.transformer import transformer_fns
@@ -60,6 +66,7 @@ class _Found(NamedTuple):
 
     checkpoint: Checkpoint
     config: ModelConfig
+    fns: ModelFns
     engine: EngineConfig
     mesh: Mesh
 
@@ -86,7 +93,7 @@ def load_model(config: ServerConfig, progress: Progress) -> Model:
         LOGGER.info("%s weights are computed in %s on this device", *dtypes)
     params = load_params(found.config, found.checkpoint, found.mesh, dtypes, progress)
     return Model(
-        fns=transformer_fns(found.config, found.engine.max_len),
+        fns=found.fns,
         params=params,
         tokenizer=tokenizer,
         formatter=formatter,
@@ -94,6 +101,44 @@ def load_model(config: ServerConfig, progress: Progress) -> Model:
         mesh=found.mesh,
         plan=_plan(config, found),
     )
+
+
+def take_model(
+    model: Any, params: Params, tokenizer: Any, config: ServerConfig
+) -> Model:
+    """Serves a `FlaxPreTrainedModel` that is in memory already.
+
+    Args:
+        model: Of a class of transformers' or of the user's own.
+        params: Its parameters, or None for those that it holds itself.
+        tokenizer: One of transformers'.
+        config: The configuration.
+    """
+    from jaxserver.adapters.flax_models.models import flax_model  # noqa: PLC0415  # slow
+
+    kept = _kept_dtype(config)
+    flax = flax_model(model, config.max_length, kept)
+    engine, mesh = _engine(config, flax.fns), _mesh(config)
+    specs = param_specs_of(flax.shapes, model.config.model_type)
+    reader, formatter = _saved(model, tokenizer)
+    place = (mesh, kept)
+    return Model(
+        fns=flax.fns,
+        params=place_params(specs, params or model.params, mesh, kept),
+        tokenizer=dataclasses.replace(reader, eos_ids=reader.eos_ids | flax.end_ids),
+        formatter=formatter,
+        engine=engine,
+        mesh=mesh,
+        plan=plan_memory(config.model, leaves(specs), flax.fns, engine, place),
+    )
+
+
+def _saved(model: Any, tokenizer: Any) -> tuple[PieceTokenizer, PromptFormatter]:
+    """Our tokenizer and formatter, by way of the files that transformers writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        return folder_tokenizer.from_folder(folder), sources.from_folder(folder)
 
 
 def compile_model(
@@ -121,7 +166,8 @@ def start_engine(
         new_seed=new_seed,
     )
     engine = model.engine
-    text = TextEngine(model.tokenizer, config, engine.slots, engine.max_len, shell)
+    lengths = Lengths.of(model.fns)
+    text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         device = Device(compiled, model.params, engine)
@@ -134,23 +180,35 @@ def start_engine(
 def _find(config: ServerConfig, progress: Progress) -> _Found:
     checkpoint = open_checkpoint(locate(config.model, progress))
     model_config = read_config(checkpoint)
-    devices = jax.devices()
-    slots = config.slots or DEFAULT_SLOTS.get(devices[0].platform, ACCELERATOR_SLOTS)
-    engine = EngineConfig(
-        slots=slots,
+    fns = transformer_fns(model_config, min(config.max_length, model_config.max_len))
+    engine, mesh = _engine(config, fns), _mesh(config)
+    return _Found(checkpoint, model_config, fns, engine, mesh)
+
+
+def _engine(config: ServerConfig, fns: ModelFns) -> EngineConfig:
+    """The sizes that follow from what was asked for and what the model allows."""
+    if fns.max_len < config.max_length:
+        LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
+    platform = jax.devices()[0].platform
+    return EngineConfig(
+        slots=config.slots or DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS),
         prefill_rows=config.batch_size,
-        max_len=min(config.max_length, model_config.max_len),
+        max_len=fns.max_len,
         max_stream_tokens=config.max_stream_tokens,
+        chunk=fns.chunk,
+        encoder_lengths=fns.encoder_lengths,
     )
-    if engine.max_len < config.max_length:
-        LOGGER.info("max_length is cut to the model's %d tokens", engine.max_len)
-    mesh = make_mesh(config.mesh_axes_shape, config.mesh_axes_names, devices)
-    return _Found(checkpoint, model_config, engine, mesh)
+
+
+def _mesh(config: ServerConfig) -> Mesh:
+    shape, names = config.mesh_axes_shape, config.mesh_axes_names
+    return make_mesh(shape, names, jax.devices())
 
 
 def _plan(config: ServerConfig, found: _Found) -> MemoryPlan:
-    kept = _kept_dtype(config)
-    return plan_memory(config.model, found.config, found.engine, found.mesh, kept)
+    specs = leaves(param_specs(found.config))
+    place = (found.mesh, _kept_dtype(config))
+    return plan_memory(config.model, specs, found.fns, found.engine, place)
 
 
 def _kept_dtype(config: ServerConfig) -> str:

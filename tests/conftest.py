@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite the golden files"
     )
+    parser.addoption(
+        "--every-class",
+        action="store_true",
+        help="every Flax class of transformers that answers with text, not a few",
+    )
 
 
 @pytest.fixture(autouse=True)

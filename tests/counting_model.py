@@ -52,6 +52,7 @@ def counting_model(max_len: int) -> ModelFns:
         init_cache=init_cache,
         extend=extend,
         copy_pages=copy_pages,
+        cache_axes=lambda shape: ("pages", None),
         page_size=max_len,
         max_len=max_len,
         vocab_size=VOCAB,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
-from jaxserver.adapters.engine.requests import TokenRequest
+from jaxserver.adapters.engine.requests import Lengths, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.scheduler import DecodePlan, PrefillPlan
@@ -190,7 +190,9 @@ def start(parts: Parts) -> TextEngine:
         clock=parts.clock,
         new_seed=functools.partial(next, itertools.count(1000)),
     )
-    engine = TextEngine(parts.tokenizer, config, sizes.slots, sizes.max_len, shell)
+    engine = TextEngine(
+        parts.tokenizer, config, sizes.slots, Lengths(sizes.max_len), shell
+    )
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         executables = parts.executables or compiled(sizes)

@@ -74,6 +74,10 @@ class EngineConfig:
         prefill_rows: Prompts prefilled together.
         max_len: Longest sequence, prompt and answer.
         max_stream_tokens: Most tokens decoded per dispatch.
+        chunk: The one padded length of a prefill chunk, for models whose bits depend
+            on the shape of a call; chunks then begin at its multiples, and a decode
+            step runs all slots.
+        encoder_lengths: Padded lengths of an encoder's input, which is never cut up.
         block_seconds: Longest decode block while somebody waits or reads along.
     """
 
@@ -81,9 +85,13 @@ class EngineConfig:
     max_len: int
     prefill_rows: int = 1
     max_stream_tokens: int = 32
+    chunk: int | None = None
+    encoder_lengths: tuple[int, ...] = ()
     block_seconds: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.chunk is not None:
+            return
         if self.slots > MAX_CALL_TOKENS:
             raise InvalidConfig("slots", str(self.slots), f"at most {MAX_CALL_TOKENS}")
         if self.prefill_rows * MIN_CALL_TOKENS > MAX_CALL_TOKENS:
@@ -93,6 +101,8 @@ class EngineConfig:
     @property
     def prefill_lengths(self) -> tuple[int, ...]:
         """Padded lengths of a prefill chunk, shortest first."""
+        if self.chunk is not None:
+            return self.encoder_lengths or (self.chunk,)
         longest = MAX_CALL_TOKENS // self.prefill_rows
         lengths = [length for length in (32, 128, 256) if length <= longest]
         return tuple(lengths) or (longest,)
@@ -100,5 +110,7 @@ class EngineConfig:
     @property
     def decode_ladder(self) -> tuple[int, ...]:
         """Numbers of slots that a decode step may be compiled for, smallest first."""
+        if self.chunk is not None:
+            return (self.slots,)
         rungs = [rung for rung in (4, 8, 16, 32, 64, 128) if rung < self.slots]
         return (*rungs, self.slots)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.ops.attention import BLOCK
-from jaxserver.core.sharding import Axes
+from jaxserver.ports.model import Axes
 
 
 class KVCache(NamedTuple):
@@ -37,12 +37,6 @@ def init_cache(config: ModelConfig, num_pages: int, page_size: int) -> KVCache:
         keys=tuple(jnp.zeros(keys, jnp.float32) for _ in layers),
         values=tuple(jnp.zeros(values, jnp.float32) for _ in layers),
     )
-
-
-def cache_bytes(config: ModelConfig, num_pages: int, page_size: int) -> int:
-    """What `init_cache` will take, without making it."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
-    return per_token * num_pages * page_size
 
 
 def copy_pages(

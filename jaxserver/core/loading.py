@@ -29,6 +29,7 @@ from jaxserver.core.params import (
 )
 from jaxserver.core.sharding import named_sharding
 from jaxserver.ports.errors import BrokenCheckpoint
+from jaxserver.ports.model import Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
@@ -111,6 +112,21 @@ def load_params(
     loaded = [load(*leaf) for leaf in zip(flat, recipes, ends, strict=True)]
     weights: Weights = jax.tree.unflatten(tree, loaded)
     return weights
+
+
+def place_params(specs: Any, params: Params, mesh: Mesh, dtype: str) -> Params:
+    """Puts parameters that are in memory on their devices, floats as `dtype`."""
+
+    def place(spec: ParamSpec, leaf: Any) -> Array:
+        is_float = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        values = leaf.astype(_numpy_dtype(dtype)) if is_float else leaf
+        placed: Array = jax.device_put(
+            values, named_sharding(spec.axes, spec.shape, mesh)
+        )
+        return placed
+
+    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
+    return jax.tree.map(place, specs, params, is_leaf=is_spec)
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:

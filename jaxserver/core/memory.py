@@ -1,41 +1,39 @@
 """How much memory a model takes, from its shapes alone."""
 
+import functools
 import math
+from collections.abc import Iterable, Sequence
 
 import jax
 from jax.sharding import Mesh
 
-from jaxserver.core.config import EngineConfig, ModelConfig
-from jaxserver.core.kv_cache import KV_AXES, cache_bytes, whole_row_page
-from jaxserver.core.params import ParamSpec, param_specs
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.params import ParamSpec
 from jaxserver.core.sharding import num_parts
 from jaxserver.ports.memory import MemoryPlan
+from jaxserver.ports.model import ModelFns
 
 
 def plan_memory(
-    model: str, config: ModelConfig, engine: EngineConfig, mesh: Mesh, dtype: str
+    model: str,
+    specs: Iterable[ParamSpec],
+    fns: ModelFns,
+    engine: EngineConfig,
+    place: tuple[Mesh, str],
 ) -> MemoryPlan:
     """Counts weights and cache per device, as they will be placed.
 
     Args:
         model: What to call it.
-        config: The model.
+        specs: Its weights.
+        fns: Its functions.
         engine: The sizes.
-        mesh: The devices.
-        dtype: What the weights are kept as.
+        place: The devices, and what the weights are kept as.
     """
-    specs = jax.tree.leaves(
-        param_specs(config), is_leaf=lambda leaf: isinstance(leaf, ParamSpec)
-    )
-    itemsize = jax.numpy.dtype(dtype).itemsize
+    mesh, dtype = place
+    specs = list(specs)
     counts = [math.prod(spec.shape) for spec in specs]
     parts = [num_parts(spec.axes, spec.shape, mesh) for spec in specs]
-    weights = sum(
-        count // part * itemsize for count, part in zip(counts, parts, strict=True)
-    )
-    page_size = whole_row_page(engine.max_len)
-    pages = (engine.slots, config.num_kv_heads, page_size, config.head_dim)
-    cache = cache_bytes(config, engine.slots, page_size)
     return MemoryPlan(
         model=model,
         num_parameters=sum(counts),
@@ -43,11 +41,29 @@ def plan_memory(
         slots=engine.slots,
         max_length=engine.max_len,
         dtype=dtype,
-        weights_bytes_per_device=weights,
-        cache_bytes_per_device=cache // num_parts(KV_AXES, pages, mesh),
+        weights_bytes_per_device=_per_device(counts, parts, dtype),
+        cache_bytes_per_device=_cache_bytes(fns, engine.slots, mesh),
         replicated=tuple(
             spec.path
             for spec, part in zip(specs, parts, strict=True)
             if part == 1 and mesh.size > 1
         ),
+    )
+
+
+def _per_device(counts: Sequence[int], parts: Sequence[int], dtype: str) -> int:
+    itemsize = jax.numpy.dtype(dtype).itemsize
+    pairs = zip(counts, parts, strict=True)
+    return sum(count // part * itemsize for count, part in pairs)
+
+
+def _cache_bytes(fns: ModelFns, slots: int, mesh: Mesh) -> int:
+    leaves = jax.tree.leaves(
+        jax.eval_shape(functools.partial(fns.init_cache, num_pages=slots))
+    )
+    return sum(
+        leaf.size
+        * leaf.dtype.itemsize
+        // num_parts(fns.cache_axes(leaf.shape), leaf.shape, mesh)
+        for leaf in leaves
     )

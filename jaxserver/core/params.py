@@ -1,7 +1,7 @@
 """The one description of a model's weights: shapes, axes, and what they are called."""
 
 import dataclasses
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.ops.mlp import MlpParams
-from jaxserver.core.sharding import Axes
+from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
 
@@ -75,6 +75,11 @@ def param_specs(config: ModelConfig) -> Specs:
         norm=ParamSpec(path="norm", shape=(embed,), axes=(None,), init_scale=0.0),
         head=None if config.tied else head,
     )
+
+
+def leaves(specs: Any) -> list[ParamSpec]:
+    """The descriptions in a tree of them, in order."""
+    return jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
 
 
 def _layer_specs(config: ModelConfig, index: int) -> LayerParams[ParamSpec]:

@@ -40,18 +40,22 @@ def choose_rows(
     sampling: SamplingArrays,
     history: History,
     wanted: Bool[Array, " rows"],
+    mask: Bool[Array, "rows vocab"] | None = None,
 ) -> Choice:
     """`choose` for every row that is wanted, one after the other, each at its cost."""
     nothing = no_choice(logits.shape[1])
 
-    def choose_row(row: tuple[Array, SamplingArrays, History, Array]) -> Choice:
-        one, wishes, held, is_wanted = row
+    def choose_row(
+        row: tuple[Array, SamplingArrays, History, Array, Array | None],
+    ) -> Choice:
+        one, wishes, held, is_wanted, allowed = row
         chosen: Choice = jax.lax.cond(
-            is_wanted, lambda: choose(one, wishes, held), lambda: nothing
+            is_wanted, lambda: choose(one, wishes, held, allowed), lambda: nothing
         )
         return chosen
 
-    choices: Choice = jax.lax.map(choose_row, (logits, sampling, history, wanted))
+    rows = (logits, sampling, history, wanted, mask)
+    choices: Choice = jax.lax.map(choose_row, rows)
     return choices
 
 
@@ -68,13 +72,18 @@ def no_choice(vocab: int) -> Choice:
 
 
 def choose(
-    logits: Float[Array, " vocab"], sampling: SamplingArrays, history: History
+    logits: Float[Array, " vocab"],
+    sampling: SamplingArrays,
+    history: History,
+    mask: Bool[Array, " vocab"] | None = None,
 ) -> Choice:
-    """Chooses the token at position `history.length`.
+    """Chooses the token at position `history.length`, of those that the mask allows.
 
     The draw depends on the seed, the choice and the position alone.
     """
     adjusted = adjust(logits, sampling, history)
+    if mask is not None:
+        adjusted = jnp.where(mask, adjusted, -jnp.inf)
     token = jax.lax.cond(
         sampling.greedy | (sampling.temperature == 0) | (sampling.top_k == 1),
         lambda: first_index_of(adjusted, jnp.max(adjusted)),

@@ -5,18 +5,13 @@ The only module that writes a PartitionSpec.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserver.ports.errors import InvalidConfig
-
-LogicalAxis: TypeAlias = Literal[
-    "batch", "embed", "heads", "kv_heads", "mlp", "vocab", "pages"
-]
-Axes: TypeAlias = tuple[LogicalAxis | None, ...]
+from jaxserver.ports.model import Axes, LogicalAxis
 
 MESH_AXES: Mapping[LogicalAxis, tuple[str, ...]] = {
     "batch": ("dp", "fsdp"),

@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
-from jaxserver.core.kv_cache import KV_AXES
+from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.sharding import Axes, named_sharding, replicated
-from jaxserver.ports.model import ModelFns, Params, TokenBatch
+from jaxserver.core.sharding import named_sharding, replicated
+from jaxserver.ports.model import Axes, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
@@ -69,11 +69,15 @@ def prefill(
 ) -> tuple[DecodeState, Outcome]:
     """Runs one chunk of some prompts, and chooses the first token where one ends."""
     num_slots, max_len = state.tokens.shape
-    rows, time = chunk.tokens.shape
+    rows = chunk.tokens.shape[0]
     chex.assert_shape((chunk.slots, chunk.start, chunk.length), (rows,))
+    cache = state.cache
+    if fns.encode is not None:
+        cache = fns.encode(params, cache, chunk.slots, chunk.tokens, chunk.length)
+        chunk = _decoder_prompt(fns, chunk)
     logits, cache = fns.extend(
         params,
-        state.cache,
+        cache,
         TokenBatch(
             tokens=chunk.tokens,
             start=chunk.start,
@@ -82,13 +86,16 @@ def prefill(
             logits_at=jnp.maximum(chunk.length - 1, 0)[:, None],
         ),
     )
+    time = chunk.tokens.shape[1]
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     at = jnp.where(steps < chunk.length[:, None], chunk.start[:, None] + steps, max_len)
     tokens = state.tokens.at[chunk.slots[:, None], at].set(chunk.tokens, mode="drop")
     held = chunk.start + chunk.length
     mine = tokens.at[chunk.slots].get(mode="clip")
     history = History(mine, chunk.rows.prompt_length, held)
-    choice = choose_rows(logits[:, 0], chunk.rows.sampling, history, chunk.is_last)
+    mask = token_mask(fns.rules, history, chunk.rows, fns.vocab_size)
+    wishes = chunk.rows.sampling
+    choice = choose_rows(logits[:, 0], wishes, history, chunk.is_last, mask)
     ends = jnp.where(
         chunk.is_last, _ends(choice, held + 1, chunk.rows), jnp.int32(RUNNING)
     )
@@ -105,6 +112,17 @@ def prefill(
     counts = (chunk.is_last & (ends != UNSOUND)).astype(jnp.int32)
     block = jax.tree.map(lambda x: x[:, None], choice)
     return new_state, _outcome(block, counts, ends, jnp.int32(1))
+
+
+def _decoder_prompt(fns: ModelFns, chunk: PrefillChunk) -> PrefillChunk:
+    """The same rows with what the decoder reads in place of the encoder's input."""
+    rows, count = chunk.tokens.shape[0], len(fns.decoder_prompt)
+    prompt = jnp.asarray(fns.decoder_prompt, jnp.int32)
+    is_row = chunk.length > 0
+    return chunk._replace(
+        tokens=jnp.broadcast_to(prompt, (rows, count)),
+        length=jnp.where(is_row, count, 0).astype(jnp.int32),
+    )
 
 
 def _put_rows(slots: Int[Array, " rows"], old: Array, new: Array) -> Array:
@@ -204,7 +222,8 @@ def _decode_step(
         ),
     )
     history = History(state.tokens[:rows], mine.prompt_length, lengths)
-    choice = choose_rows(logits[:, 0], mine.sampling, history, active)
+    mask = token_mask(fns.rules, history, mine, fns.vocab_size)
+    choice = choose_rows(logits[:, 0], mine.sampling, history, active, mask)
     ends = jnp.where(active, _ends(choice, lengths + 1, mine), RUNNING)
     is_chosen = active & (ends != UNSOUND)
     at = jnp.where(is_chosen, lengths, max_len)
@@ -262,7 +281,6 @@ def build_steps(
     params: Params,
     engine: EngineConfig,
     mesh: Mesh,
-    cache_axes: Axes = KV_AXES,
 ) -> Steps:
     """Says how to compile the steps of a configuration, without doing it.
 
@@ -271,13 +289,13 @@ def build_steps(
         params: Its weights, or their shapes with shardings.
         engine: The sizes.
         mesh: Where the state lies: rows over the batch axes.
-        cache_axes: What the first axes of the model's cache are.
     """
     shapes = jax.eval_shape(functools.partial(init_state, fns, engine.slots))
     state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
-    state = state._replace(
-        cache=jax.tree.map(lambda leaf: _on_mesh(leaf, cache_axes, mesh), shapes.cache)
+    cache = jax.tree.map(
+        lambda leaf: _on_mesh(leaf, fns.cache_axes(leaf.shape), mesh), shapes.cache
     )
+    state = state._replace(cache=cache)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     outs = (placed, replicated(mesh))
     weights = jax.tree.map(_abstract, params)

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.config import MIN_CALL_TOKENS, ModelConfig
-from jaxserver.core.kv_cache import KVCache, copy_pages, init_cache, whole_row_page
+from jaxserver.core.kv_cache import (
+    KV_AXES,
+    KVCache,
+    copy_pages,
+    init_cache,
+    whole_row_page,
+)
 from jaxserver.core.ops import paged
 from jaxserver.core.ops.attention import BLOCK, attend
 from jaxserver.core.ops.linear import linear, pad_tokens
@@ -41,6 +47,7 @@ def transformer_fns(
         init_cache=functools.partial(_init_cache, config, page_size),
         extend=functools.partial(extend, config, rope_table(config, max_len)),
         copy_pages=copy_pages,
+        cache_axes=lambda shape: KV_AXES,
         page_size=page_size,
         max_len=max_len,
         vocab_size=config.vocab_size,

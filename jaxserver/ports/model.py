@@ -1,11 +1,18 @@
 """The port through which the engine runs any language model with a decoder."""
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from jaxtyping import Array, Float, Int
 
 Params: TypeAlias = Any  # A pytree of arrays whose layout only its model knows.
 Cache: TypeAlias = Any  # Likewise; the engine only allocates, donates and passes it on.
+
+LogicalAxis: TypeAlias = Literal[
+    "batch", "embed", "heads", "kv_heads", "mlp", "vocab", "pages"
+]
+"""What a dimension of an array means, whatever devices it is spread over."""
+Axes: TypeAlias = tuple[LogicalAxis | None, ...]
 
 
 class TokenBatch(NamedTuple):
@@ -71,6 +78,26 @@ class Encode(Protocol):
         ...
 
 
+class AnswerRules(NamedTuple):
+    """What a model's own settings demand of every answer, whatever a request says.
+
+    Attributes:
+        first: The token that begins an answer to a row of one token.
+        last: The token that an answer ends with when it reaches its limit.
+        min_len: End tokens are not chosen until the row holds more tokens than this.
+        suppressed: Tokens that are never chosen.
+        suppressed_first: Tokens that an answer does not begin with.
+        no_repeat_ngram: No run of this many tokens occurs twice; 0 is off.
+    """
+
+    first: int | None = None
+    last: int | None = None
+    min_len: int = 0
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+    no_repeat_ngram: int = 0
+
+
 class ModelFns(NamedTuple):
     """The pure functions that make up one language model.
 
@@ -78,16 +105,28 @@ class ModelFns(NamedTuple):
         init_cache: Allocates the cache.
         extend: Runs tokens.
         copy_pages: Copies tokens between pages.
+        cache_axes: What the dimensions of one leaf of the cache mean, by its shape.
         page_size: Tokens a page holds; `max_len` where a page is a whole row.
         max_len: Longest sequence, in tokens.
         vocab_size: Width of the logits.
+        chunk: Where a token's bits depend on the shape of its call: the one padded
+            length of a prefill chunk. None where they do not.
         encode: Runs the encoder, where there is one.
+        encoder_lengths: Padded lengths of an encoder's input, shortest first.
+        decoder_prompt: What the decoder reads before its answer, where there is an
+            encoder.
+        rules: What every answer has to keep to.
     """
 
     init_cache: InitCache
     extend: Extend
     copy_pages: CopyPages
+    cache_axes: Callable[[tuple[int, ...]], Axes]
     page_size: int
     max_len: int
     vocab_size: int
+    chunk: int | None = None
     encode: Encode | None = None
+    encoder_lengths: tuple[int, ...] = ()
+    decoder_prompt: tuple[int, ...] = ()
+    rules: AnswerRules = AnswerRules()

@@ -71,6 +71,7 @@ class Runner:
         request = TokenRequest(
             request_id=0,
             prompt=tuple(tokens),
+            held=len(tokens),
             sampling=SAMPLING,
             seed=2**50 + 1,
             limit=PROMPT_LENGTH + ANSWER,

@@ -121,7 +121,7 @@ def row_arrays(request: TokenRequest) -> RowArrays:
     end_ids = np.full(MAX_ALL_END_IDS, -1, np.int32)
     end_ids[: len(request.end_ids)] = sorted(request.end_ids)
     arrays: dict[str, Any] = dict(
-        prompt_length=np.int32(len(request.prompt)),
+        prompt_length=np.int32(request.held),
         limit=np.int32(request.limit),
         end_ids=end_ids,
     )

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidRequest, PromptTooLong
 from jaxserver.ports.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ def read_prompt(
     request: GenerationRequest,
     tokenizer: Tokenizer,
     config: ServerConfig,
-    max_len: int,
+    lengths: Lengths,
 ) -> Prompt:
     """Tokenises, checks, and cuts where the request allows it.
 
@@ -31,9 +32,10 @@ def read_prompt(
     ids = _tokenise(request, tokenizer)
     if not ids:
         raise InvalidRequest("prompt", "no token", "at least one token")
-    room = max_len - 1
+    room = lengths.max_input or lengths.max_len - 1
     if request.truncate:
-        return _cut(ids, request, tokenizer, max(1, max_len - config.max_stream_tokens))
+        left = lengths.max_input or lengths.max_len - config.max_stream_tokens
+        return _cut(ids, request, tokenizer, max(1, left))
     if len(ids) > room:
         raise PromptTooLong(len(ids), room)
     return Prompt(ids, 0)

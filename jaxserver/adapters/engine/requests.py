@@ -1,14 +1,37 @@
 """What the engine's thread is given and what it gives back: token ids only."""
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
 from jaxserver.ports.errors import JaxServerError
+from jaxserver.ports.model import ModelFns
 from jaxserver.ports.types import FinishReason, SamplingParams
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class Lengths(NamedTuple):
+    """How long prompts and answers may be.
+
+    Attributes:
+        max_len: Of what the decoder holds, its prompt and the answer.
+        max_input: Of what an encoder reads; None where there is none, and the prompt is
+            the decoder's.
+        decoder_prompt: Of what the decoder reads first where there is an encoder.
+    """
+
+    max_len: int
+    max_input: int | None = None
+    decoder_prompt: int = 0
+
+    @classmethod
+    def of(cls, fns: ModelFns) -> Self:
+        """What a model's functions allow."""
+        if fns.encode is None:
+            return cls(fns.max_len)
+        return cls(fns.max_len, fns.encoder_lengths[-1], len(fns.decoder_prompt))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +39,8 @@ class TokenRequest:
     """A request that is ready to run.
 
     Attributes:
+        prompt: What is prefilled, or encoded where there is an encoder.
+        held: Tokens that the decoder holds before the answer.
         sampling: Complete: nothing is left to the server's defaults.
         seed: What to draw with.
         limit: Most tokens of prompt and answer together.
@@ -25,6 +50,7 @@ class TokenRequest:
 
     request_id: int
     prompt: tuple[int, ...]
+    held: int
     sampling: SamplingParams
     seed: int
     limit: int

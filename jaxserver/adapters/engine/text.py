@@ -18,7 +18,7 @@ from typing import NamedTuple
 from jaxserver.adapters.engine.answer import Answer
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.prompts import read_prompt
-from jaxserver.adapters.engine.requests import TokenEvent, TokenRequest
+from jaxserver.adapters.engine.requests import Lengths, TokenEvent, TokenRequest
 from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import (
@@ -66,14 +66,14 @@ class TextEngine:
         tokenizer: Tokenizer,
         config: ServerConfig,
         slots: int,
-        max_len: int,
+        lengths: Lengths,
         shell: Shell,
     ) -> None:
         self.stats = TextStats()
         self._tokenizer = tokenizer
         self._config = config
         self._max_open = slots + config.max_queue
-        self._max_len = max_len
+        self._lengths = lengths
         self._shell = shell
         self._loop: EngineLoop | None = None
         self._ids = itertools.count()
@@ -173,19 +173,21 @@ class TextEngine:
         if answer.is_cancelled:
             self._report(answer, FinishReason.CANCELLED)
             return
-        prompt = read_prompt(request, self._tokenizer, self._config, self._max_len)
+        prompt = read_prompt(request, self._tokenizer, self._config, self._lengths)
         answer.prompt_tokens = len(prompt.ids)
         answer.prompt_tokens_dropped = prompt.dropped
         sampling = self._complete(request.sampling)
         wanted = sampling.max_new_tokens or self._config.max_new_tokens
+        held = self._lengths.decoder_prompt or len(prompt.ids)
         eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
         self.loop.submit(
             TokenRequest(
                 request_id=answer.request_id,
                 prompt=prompt.ids,
+                held=held,
                 sampling=sampling,
                 seed=answer.seed,
-                limit=min(len(prompt.ids) + wanted, self._max_len),
+                limit=min(held + wanted, self._lengths.max_len),
                 end_ids=eos | frozenset(sampling.stop_token_ids),
                 streaming=request.streaming,
             )

@@ -3,13 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserver.core.kv_cache import (
-    KVCache,
-    cache_bytes,
-    copy_pages,
-    init_cache,
-    whole_row_page,
-)
+from jaxserver.core.kv_cache import KVCache, copy_pages, init_cache, whole_row_page
 from jaxserver.core.transformer import transformer_fns
 from tests.tiny import TINY_LLAMA
 
@@ -22,10 +16,9 @@ def test_a_whole_row_is_a_multiple_of_a_block(max_len: int, size: int) -> None:
     assert transformer_fns(TINY_LLAMA, max_len).page_size == size
 
 
-def test_a_new_cache_is_zeros_of_the_size_that_was_said() -> None:
+def test_a_new_cache_is_zeros() -> None:
     cache = init_cache(TINY_LLAMA, num_pages=3, page_size=16)
     leaves = jax.tree.leaves(cache)
-    assert sum(leaf.nbytes for leaf in leaves) == cache_bytes(TINY_LLAMA, 3, 16)
     assert not any(np.asarray(leaf).any() for leaf in leaves)
     assert {key.shape for key in cache.keys} == {(3, 2, 8, 16)}
     assert {value.shape for value in cache.values} == {(3, 2, 16, 8)}

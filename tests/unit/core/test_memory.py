@@ -6,7 +6,7 @@ import pytest
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.memory import plan_memory
-from jaxserver.core.params import ParamSpec, Weights, init_params, param_specs
+from jaxserver.core.params import ParamSpec, Weights, init_params, leaves, param_specs
 from jaxserver.core.sharding import make_mesh, named_sharding
 from jaxserver.core.steps import build_steps
 from jaxserver.core.transformer import transformer_fns
@@ -53,8 +53,10 @@ def test_the_plan_is_what_is_allocated(
     mesh = make_mesh(shape, ("dp", "fsdp", "mp"), devices)
     engine = EngineConfig(slots=slots, max_len=MAX_LEN)
     params = placed(mesh, dtype)
-    state = build_steps(transformer_fns(UNTIED, MAX_LEN), params, engine, mesh).init()()
-    plan = plan_memory("tiny", UNTIED, engine, mesh, dtype)
+    fns = transformer_fns(UNTIED, MAX_LEN)
+    state = build_steps(fns, params, engine, mesh).init()()
+    specs = leaves(param_specs(UNTIED))
+    plan = plan_memory("tiny", specs, fns, engine, (mesh, dtype))
     assert plan.weights_bytes_per_device == bytes_on_one_device(params)
     assert plan.cache_bytes_per_device == bytes_on_one_device(state.cache)
     assert plan.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -68,7 +70,10 @@ def test_the_plan_names_what_lies_whole_on_every_device() -> None:
     def replicated(shape: tuple[int, int, int]) -> tuple[str, ...]:
         devices = jax.devices()[: shape[0] * shape[1] * shape[2]]
         mesh = make_mesh(shape, ("dp", "fsdp", "mp"), devices)
-        return plan_memory("tiny", UNTIED, engine, mesh, "float32").replicated
+        fns = transformer_fns(UNTIED, MAX_LEN)
+        specs = leaves(param_specs(UNTIED))
+        place = (mesh, "float32")
+        return plan_memory("tiny", specs, fns, engine, place).replicated
 
     assert replicated((1, 1, 1)) == ()
     assert "layers.1.mlp_norm" in replicated((1, 4, 1))

@@ -3,7 +3,6 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxserver.core.sharding import (
-    Axes,
     make_mesh,
     named_sharding,
     num_parts,
@@ -11,6 +10,7 @@ from jaxserver.core.sharding import (
     replicated,
 )
 from jaxserver.ports.errors import InvalidConfig
+from jaxserver.ports.model import Axes
 
 NAMES = ("dp", "fsdp", "mp")
 

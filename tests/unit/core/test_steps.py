@@ -31,7 +31,7 @@ def compiled() -> Stepper:
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         mesh = make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
         params = jax.device_put(PARAMS, jax.sharding.NamedSharding(mesh, jax.P()))
-        built = build_steps(FNS, params, ENGINE, mesh, cache_axes=("pages",))
+        built = build_steps(FNS, params, ENGINE, mesh)
         stepper = Stepper(built, params, ENGINE)
         for rows in ENGINE.decode_ladder:
             stepper.get("decode", rows)
@@ -267,7 +267,7 @@ def test_choosing_sorts_no_vocabulary() -> None:
 def test_steps_run_on_a_mesh_of_four_devices_as_on_one() -> None:
     mesh = make_mesh((2, 1, 2), ("dp", "fsdp", "mp"), jax.devices()[:4])
     params = jax.device_put(PARAMS, jax.sharding.NamedSharding(mesh, jax.P()))
-    built = build_steps(FNS, params, ENGINE, mesh, cache_axes=("pages",))
+    built = build_steps(FNS, params, ENGINE, mesh)
     on_four = Stepper(built, params, ENGINE)
     wish = Wish(prompt=PROMPT, sampling=SamplingParams(temperature=3.0, logprobs=1))
     on_four.prefill(Part(wish=wish, slot=0))

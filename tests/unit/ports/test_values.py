@@ -13,7 +13,7 @@ from jaxserver.ports.handlers import (
     InstructRequest,
 )
 from jaxserver.ports.memory import MemoryPlan
-from jaxserver.ports.model import ModelFns, TokenBatch
+from jaxserver.ports.model import TokenBatch
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import ServerState, ServerStatus
@@ -21,6 +21,7 @@ from jaxserver.ports.telemetry import RequestRecord, Telemetry
 from jaxserver.ports.tensors import Checkpoint, HostArray, TensorSource
 from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import GenerationRequest, Message, Usage
+from tests.counting_model import counting_model
 from tests.fakes import ByteFormatter, ByteTokenizer, FixedStatus, ScriptedGenerator
 
 
@@ -137,10 +138,7 @@ def test_a_cancel_token_tells_whoever_asked_once() -> None:
 
 
 def test_a_model_without_an_encoder_says_so() -> None:
-    def nothing(*_: object, **__: object) -> None: ...
-
-    fns = ModelFns(nothing, nothing, nothing, page_size=2, max_len=4, vocab_size=8)  # type: ignore[arg-type]  # never called
-    assert fns.encode is None
+    assert counting_model(max_len=4).encode is None
     assert TokenBatch._fields == (
         "tokens",
         "start",

@@ -13,6 +13,7 @@ def token_request(request_id: int, prompt: tuple[int, ...]) -> TokenRequest:
     return TokenRequest(
         request_id=request_id,
         prompt=prompt,
+        held=len(prompt),
         sampling=SamplingParams(temperature=0.5, top_k=7, top_p=1.0, logprobs=2),
         seed=2**40 + 3,
         limit=90,

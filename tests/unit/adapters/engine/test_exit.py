@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop
+from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.telemetry.log import NoTelemetry
 from jaxserver.core.config import EngineConfig
@@ -46,7 +47,7 @@ class Endless(Device):
         return self._step(plan.requests, now)
 
 shell = Shell(NoTelemetry(), time.monotonic, lambda: 1)
-engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, 4096, shell)
+engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Lengths(4096), shell)
 engine.start(lambda on_events: EngineLoop(Endless(), SIZES, on_events, time.monotonic))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]
 print(next(streams[0]).text)

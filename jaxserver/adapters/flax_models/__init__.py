@@ -1,0 +1,1 @@
+"""Language models whose parent is `transformers.FlaxPreTrainedModel`, as `ModelFns`."""

@@ -1,0 +1,162 @@
+"""Runs an encoder-decoder `FlaxPreTrainedModel` through the `ModelFns` port.
+
+A row keeps what its encoder made, besides the decoder's keys and values. The classes
+work out cross-attention from it on every call.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxserver.adapters.flax_models.decoders import by_rows
+from jaxserver.adapters.flax_models.rows import (
+    Row,
+    copy_rows,
+    empty_rows,
+    row_axes,
+    with_cursor,
+)
+from jaxserver.adapters.flax_models.sizes import Sizes
+from jaxserver.ports.model import AnswerRules, Cache, ModelFns, Params
+
+_LENGTHS = (32, 128, 512)
+
+
+class _Row(NamedTuple):
+    """One request's encoded input, with which of it counts, and its decoder's cache."""
+
+    hidden: Any
+    is_token: Any
+    decoder: Any
+
+
+def encoder_decoder_fns(
+    model: Any,
+    sizes: Sizes,
+    max_input: int,
+    decoder_prompt: tuple[int, ...],
+    rules: AnswerRules,
+) -> ModelFns:
+    """The functions of a model with an encoder.
+
+    Args:
+        model: Its parameters are not used, but given with every call.
+        sizes: How long its decoder's rows are.
+        max_input: Longest input of the encoder.
+        decoder_prompt: What the decoder reads first.
+        rules: What its settings demand of answers.
+    """
+    encode_row = _encoder(model)
+    shapes = _row_shapes(model, encode_row, sizes, max_input)
+    takes_positions = (
+        "decoder_position_ids" in inspect.signature(model.decode).parameters
+    )
+
+    def encode(
+        params: Params,
+        cache: Cache,
+        rows: Int[Array, " rows"],
+        tokens: Int[Array, "rows time"],
+        length: Int[Array, " rows"],
+    ) -> Cache:
+        steps = jnp.arange(max_input, dtype=jnp.int32)[None, :]
+        is_token = steps < length[:, None]
+        seen = is_token[:, : tokens.shape[1]]
+        hidden = jax.vmap(encode_row, in_axes=(None, 0, 0))(params, tokens, seen)
+        spare = max_input - tokens.shape[1]
+        hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))[:, None]
+        return cache._replace(
+            hidden=cache.hidden.at[rows].set(hidden, mode="drop"),
+            is_token=cache.is_token.at[rows].set(is_token[:, None], mode="drop"),
+        )
+
+    def extend_row(
+        params: Params,
+        row: Row,
+        tokens: Int[Array, " time"],
+        start: Int[Array, ""],
+        logits_at: Int[Array, " reads"],
+    ) -> tuple[Float[Array, "reads vocab"], Row]:
+        positions = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        output = model.decode(
+            tokens[None],
+            (row.hidden,),
+            encoder_attention_mask=row.is_token.astype(jnp.int32),
+            decoder_attention_mask=jnp.ones((1, sizes.capacity), jnp.int32),
+            params=params,
+            past_key_values=with_cursor(row.decoder, start),
+            return_dict=True,
+            **({"decoder_position_ids": positions[None]} if takes_positions else {}),
+        )
+        row = row._replace(decoder=dict(output["past_key_values"]))
+        return output.logits[0, logits_at], row
+
+    return ModelFns(
+        init_cache=lambda num_pages: empty_rows(shapes, num_pages),
+        extend=by_rows(extend_row),
+        copy_pages=copy_rows,
+        cache_axes=row_axes,
+        page_size=sizes.capacity,
+        max_len=sizes.max_len,
+        vocab_size=sizes.vocab_size,
+        chunk=sizes.chunk,
+        encode=encode,
+        encoder_lengths=tuple(
+            sorted({*(n for n in _LENGTHS if n < max_input), max_input})
+        ),
+        decoder_prompt=decoder_prompt,
+        rules=rules,
+    )
+
+
+def _encoder(model: Any) -> Any:
+    """One row's hidden states: `(params, tokens, is_token) -> [time, embed]`."""
+
+    def by_method(params: Params, tokens: Array, is_token: Array) -> Array:
+        mask = is_token[None].astype(jnp.int32)
+        output = model.encode(tokens[None], mask, params=params, return_dict=True)
+        hidden: Array = output.last_hidden_state[0]
+        return hidden
+
+    def by_module(params: Params, tokens: Array, is_token: Array) -> Array:
+        """The composed class hands its encoder positions where it expects types."""
+
+        def forward(module: Any, **inputs: Any) -> Any:
+            return module.encoder(**inputs, return_dict=True)
+
+        output = model.module.apply(
+            {"params": params},
+            input_ids=tokens[None],
+            attention_mask=is_token[None].astype(jnp.int32),
+            position_ids=_positions(model.config.encoder, tokens)[None],
+            method=forward,
+        )
+        hidden: Array = output.last_hidden_state[0]
+        return hidden
+
+    return by_module if model.config.model_type == "encoder-decoder" else by_method
+
+
+def _positions(config: Any, tokens: Int[Array, " time"]) -> Int[Array, " time"]:
+    """Roberta's positions begin behind its padding token."""
+    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return first + jnp.arange(tokens.shape[0], dtype=jnp.int32)
+
+
+def _row_shapes(model: Any, encode_row: Any, sizes: Sizes, max_input: int) -> _Row:
+    tokens = jax.ShapeDtypeStruct((max_input,), jnp.int32)
+    is_token = jax.ShapeDtypeStruct((max_input,), jnp.bool_)
+    hidden = jax.eval_shape(encode_row, model.params_shape_tree, tokens, is_token)
+    one = jax.ShapeDtypeStruct((1, *hidden.shape), hidden.dtype)
+
+    def init(states: Array) -> Any:
+        return model.init_cache(1, sizes.capacity, (states,))
+
+    return _Row(
+        hidden=one,
+        is_token=jax.ShapeDtypeStruct((1, max_input), jnp.bool_),
+        decoder=jax.eval_shape(init, one),
+    )

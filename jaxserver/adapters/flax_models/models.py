@@ -1,0 +1,134 @@
+"""From a `FlaxPreTrainedModel` to what the engine runs, with its parameters' shapes."""
+
+import copy
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxserver.adapters.flax_models.decoders import decoder_fns
+from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder_fns
+from jaxserver.adapters.flax_models.mends import mend
+from jaxserver.adapters.flax_models.rules import answer_rules, decoder_prompt, end_ids
+from jaxserver.adapters.flax_models.settings import served_config
+from jaxserver.adapters.flax_models.sizes import sizes_of
+from jaxserver.ports.errors import UnsupportedModel
+from jaxserver.ports.model import ModelFns, Params
+
+LOGGER = logging.getLogger("jaxserver")
+SUPPORTED = "classes with a language-model head: causal, or with an encoder for text"
+_POSITIONS = "max_position_embeddings"
+
+
+class FlaxModel(NamedTuple):
+    """A model, ready to run on parameters that are given with every call.
+
+    Attributes:
+        shapes: Of its parameters.
+        end_ids: Tokens that end an answer.
+    """
+
+    fns: ModelFns
+    shapes: Params
+    end_ids: frozenset[int]
+
+
+def flax_model(model: Any, max_length: int, dtype: Any = jnp.float32) -> FlaxModel:
+    """Wraps a model of transformers' classes, or of a class of the user's own.
+
+    Args:
+        model: It keeps its own configuration; one for serving is made from it.
+        max_length: Longest sequence that is wanted.
+        dtype: What it computes in.
+
+    Raises:
+        UnsupportedModel: It has no language-model head, reads no text, or has a setting
+            that its class does not apply.
+    """
+    _check_kind(model)
+    mend()
+    config = served_config(model.config, not model.config.is_encoder_decoder)
+    served = _built(model, config, dtype)
+    served, positions = _with_positions(served, max_length, dtype)
+    sizes = sizes_of(max_length, positions, _vocab_size(served.config))
+    if sizes.max_len < max_length:
+        LOGGER.info("max_length is cut to the model's %d tokens", sizes.max_len)
+    rules = answer_rules(model.generation_config)
+    if model.config.is_encoder_decoder:
+        prompt = decoder_prompt(model)
+        fns = encoder_decoder_fns(served, sizes, sizes.max_len, prompt, rules)
+    else:
+        fns = decoder_fns(served, sizes, rules)
+    return FlaxModel(fns, served.params_shape_tree, end_ids(model.generation_config))
+
+
+def _check_kind(model: Any) -> None:
+    can_generate = getattr(model, "can_generate", lambda: False)()
+    if not can_generate or model.main_input_name != "input_ids":
+        raise UnsupportedModel(type(model).__name__, SUPPORTED)
+
+
+def _built(model: Any, config: Any, dtype: Any) -> Any:
+    """The same class around another configuration, without parameters.
+
+    A class of encoder and decoder can only be made with random ones, which are dropped.
+    """
+    kind = type(model)
+    if config.model_type == "encoder-decoder":
+        built = kind(config, dtype=dtype)
+        built._params = None
+        return built
+    return kind(config, dtype=dtype, _do_init=False)
+
+
+def _with_positions(model: Any, max_length: int, dtype: Any) -> tuple[Any, int | None]:
+    """A model whose masks and tables are as long as its rows, and no longer.
+
+    Returns it, and how many positions it has learned, None where it can go on for ever.
+    """
+    config = model.config
+    if getattr(config, _POSITIONS, None) is None:
+        return model, _composed_positions(config)
+    capacity = sizes_of(max_length, None, 1).capacity
+    longer = copy.deepcopy(config)
+    setattr(longer, _POSITIONS, max(capacity, 2 * _head_dim(config)))
+    other = _built(model, longer, dtype)
+    if _same_shapes(other.params_shape_tree, model.params_shape_tree):
+        return other, None
+    learned: int = getattr(config, _POSITIONS)
+    return model, learned - _first_position(config)
+
+
+def _composed_positions(config: Any) -> int | None:
+    """The fewer of an encoder's and a decoder's, where a model is made of the two."""
+    parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    counts = [
+        getattr(part, _POSITIONS) - _first_position(part)
+        for part in parts
+        if getattr(part, _POSITIONS, None) is not None
+    ]
+    return min(counts, default=None)
+
+
+def _first_position(config: Any) -> int:
+    """Roberta's positions begin behind its padding token."""
+    first: int = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return first
+
+
+def _head_dim(config: Any) -> int:
+    heads = getattr(config, "num_attention_heads", None) or 1
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return head_dim
+
+
+def _same_shapes(a: Params, b: Params) -> bool:
+    shapes_of = functools.partial(jax.tree.map, lambda leaf: leaf.shape)
+    return bool(shapes_of(a) == shapes_of(b))
+
+
+def _vocab_size(config: Any) -> int:
+    vocab: int = getattr(config, "decoder", config).vocab_size
+    return vocab
