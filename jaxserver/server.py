@@ -2,23 +2,21 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import fastapi
 
-from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
-from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.http.app import create_app
 from jaxserver.adapters.http.serve import HttpServer
 from jaxserver.adapters.prompts.late import LateFormatter
 from jaxserver.adapters.prompts.overrides import ChatOverride, InstructOverride
 from jaxserver.adapters.prompts.pieces import Pieces
 from jaxserver.adapters.tokenizers.late import LateTokenizer
+from jaxserver.hosting import Host
 from jaxserver.overriding import is_overridden, own_handlers
 from jaxserver.ports.config import ServerConfig
-from jaxserver.ports.errors import EngineFailed, NotReady, UnsupportedMessages
+from jaxserver.ports.errors import UnsupportedMessages
 from jaxserver.ports.generator import Stream
 from jaxserver.ports.handlers import (
     CANCEL,
@@ -32,19 +30,12 @@ from jaxserver.ports.handlers import (
 from jaxserver.ports.model import Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
-from jaxserver.ports.status import ServerState, StatusSnapshot
+from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
-from jaxserver.snapshot import reachable_host, take_snapshot
-from jaxserver.wiring import (
-    Model,
-    compile_model,
-    load_model,
-    start_engine,
-    take_model,
-)
+from jaxserver.snapshot import reachable_host
+from jaxserver.wiring import Model, load_model, take_model
 
 DRAIN_SECONDS = 30.0
-LOADING_RETRY_SECONDS = 5
 
 
 class JAXServer:
@@ -63,18 +54,12 @@ class JAXServer:
 
     def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
         """Takes a configuration; `open` brings the model."""
-        self._given = ServerConfig.of(config)
-        self.config = self._given
+        self._host = Host(ServerConfig.of(config))
+        self.config = self._host.config
         self.formatter: PromptFormatter = LateFormatter(self._chat_formatter)
         self.number_of_served_request_until_last_up_time = 0
-        self._model: Model | None = None
         self._pieces: Pieces | None = None
-        self._compiled: CompiledSteps | None = None
-        self._engine: TextEngine | None = None
         self._http: HttpServer | None = None
-        self._state = ServerState.LOADING
-        self._started_seconds = time.monotonic()
-        self._compiles_at_ready = 0
 
     @classmethod
     def load(
@@ -130,43 +115,29 @@ class JAXServer:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         server = cls(dataclasses.replace(given, model=name))
         server._start(
-            lambda: take_model(model, params, tokenizer, server._given), _no_progress
+            lambda: take_model(model, params, tokenizer, server.config), _no_progress
         )
         return server
 
     def open(self, progress: Progress | None = None) -> None:
         """Loads, compiles and starts; the errors are those of `load`."""
         report = progress or _no_progress
-        self._start(lambda: load_model(self._given, report), report)
+        self._start(lambda: load_model(self.config, report), report)
 
     def _start(self, load: Callable[[], Model], report: Progress) -> None:
-        try:
-            self._model = load()
-            slots = self._model.engine.slots
-            self._given = dataclasses.replace(self._given, slots=slots)
-            self._pieces = Pieces(self._model.formatter, self._given)
-            self.config = self._pieces.config
-            self._state = ServerState.COMPILING
-            self._compiled = compile_model(self._model, self._given, report)
-            self._engine = start_engine(self._model, self._compiled, self._given)
-        except BaseException:
-            self._state = ServerState.FAILED
-            raise
-        self._compiles_at_ready = COMPILES.count
-        self._state = ServerState.READY
+        self._host.open(load, self._take_pieces, report)
+
+    def _take_pieces(self, model: Model) -> None:
+        self._pieces = Pieces(model.formatter, self._host.config)
+        self.config = self._pieces.config
 
     def compile(self, progress: Progress | None = None) -> None:
         """Compiles what `pre_compile = false` left for later."""
-        if self._compiled is None:
-            raise self._not_ready()
-        self._compiled.compile_all(progress or _no_progress)
-        self._compiles_at_ready = COMPILES.count
+        self._host.compile(progress or _no_progress)
 
     def generate(self, request: GenerationRequest) -> Stream:
         """Queues a request; see `ports.generator.Generator`."""
-        if self._engine is None or self._state is not ServerState.READY:
-            raise self._not_ready()
-        return self._engine.generate(request)
+        return self._host.generate(request)
 
     def process(
         self,
@@ -220,7 +191,7 @@ class JAXServer:
     ) -> str:
         """Writes a conversation down; `history` are pairs of user and assistant."""
         if not self._has_own_chat_pieces():
-            return self._loaded().formatter.format(
+            return self._host.loaded().formatter.format(
                 conversation(history, prompt, system)
             )
         if system is not None and self._overrides("process_chat_history"):
@@ -247,7 +218,7 @@ class JAXServer:
     ) -> str:
         """What stands before the last prompt and its prefix."""
         if self._pieces is None:
-            raise self._not_ready()
+            raise self._host.not_ready()
         return self._pieces.history(history, system)
 
     def forward_instruct(self, data: InstructRequest) -> Answer:
@@ -309,14 +280,14 @@ class JAXServer:
         Args:
             pages: With the chat and instruct pages.
         """
-        config, slots = self._given, self._given.slots or 0
+        config, slots = self._host.config, self._host.config.slots or 0
         handlers = own_handlers(self, JAXServer)
         instruct = LateFormatter(self._instruct_formatter)
         app = create_app(
             self,
             self.formatter,
             instruct_formatter=instruct,
-            tokenizer=LateTokenizer(lambda: self._loaded().tokenizer),
+            tokenizer=LateTokenizer(lambda: self._host.loaded().tokenizer),
             status=self,
             handlers=handlers,
             api_key=config.api_key,
@@ -341,7 +312,9 @@ class JAXServer:
 
     def fire(self) -> str:
         """Serves over HTTP in the background; returns the address it listens on."""
-        self._http = HttpServer(self.app(), self._given.host, self._given.port)
+        self._http = HttpServer(
+            self.app(), self._host.config.host, self._host.config.port
+        )
         self._http.start()
         return self.url
 
@@ -354,16 +327,13 @@ class JAXServer:
     def url(self) -> str:
         """Where it can be reached from this machine."""
         if self._http is None:
-            raise self._not_ready()
-        host = reachable_host(self._given.host)
+            raise self._host.not_ready()
+        host = reachable_host(self._host.config.host)
         return f"http://{host}:{self._http.port}"
 
     def end(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Takes no more requests, lets those there are finish, and stops."""
-        if self._state is not ServerState.FAILED:
-            self._state = ServerState.DRAINING
-        if self._engine is not None:
-            self._engine.close(drain_seconds)
+        self._host.drain(drain_seconds)
         if self._http is not None:
             self._http.stop()
 
@@ -374,23 +344,13 @@ class JAXServer:
 
     def snapshot(self) -> StatusSnapshot:
         """How the server is doing at this moment."""
-        return take_snapshot(
-            self._given,
-            self._state if self.is_alive() else ServerState.FAILED,
-            plan=None if self._model is None else self._model.plan,
-            engine=self._engine,
-            uptime_seconds=time.monotonic() - self._started_seconds,
-            compiles_at_ready=self._compiles_at_ready,
-        )
+        return self._host.snapshot()
 
     def is_ready(self) -> bool:
-        return self._state is ServerState.READY and self.is_alive()
+        return self._host.is_ready()
 
     def is_alive(self) -> bool:
-        if self._state is ServerState.FAILED:
-            return False
-        is_running = self._state is ServerState.READY
-        return self._engine is None or not is_running or self._engine.is_alive()
+        return self._host.is_alive()
 
     @property
     def _funcs_generated(self) -> bool:
@@ -412,7 +372,10 @@ class JAXServer:
         return is_overridden(self, JAXServer, name)
 
     def _has_own_chat_pieces(self) -> bool:
-        has_keys = self._given.prompt_prefix_chat or self._given.prompt_postfix_chat
+        has_keys = (
+            self._host.config.prompt_prefix_chat
+            or self._host.config.prompt_postfix_chat
+        )
         return bool(has_keys) or self._overrides("process_chat_history")
 
     def _chat_formatter(self) -> PromptFormatter:
@@ -423,23 +386,12 @@ class JAXServer:
     def _chat_writer(self) -> PromptFormatter:
         if self._overrides("format_chat") or self._has_own_chat_pieces():
             return ChatOverride(format_chat=self.format_chat)
-        return self._loaded().formatter
+        return self._host.loaded().formatter
 
     def _instruct_formatter(self) -> PromptFormatter:
-        if self._overrides("format_instruct") or self._given.instruct_format:
+        if self._overrides("format_instruct") or self._host.config.instruct_format:
             return InstructOverride(format_instruct=self.format_instruct)
-        return self._loaded().formatter
-
-    def _loaded(self) -> Model:
-        if self._model is None:
-            raise self._not_ready()
-        return self._model
-
-    def _not_ready(self) -> Exception:
-        if not self.is_alive():
-            return EngineFailed("the engine does not run any more")
-        message = f"the server is {self._state.value}"
-        return NotReady(message, LOADING_RETRY_SECONDS)
+        return self._host.loaded().formatter
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:

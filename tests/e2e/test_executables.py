@@ -57,11 +57,11 @@ class Runner:
     """Calls the compiled steps by hand."""
 
     def __init__(self, server: JAXServer) -> None:
-        assert server._model is not None
-        assert server._compiled is not None
-        self.params = server._model.params
-        self.engine: EngineConfig = server._model.engine
-        self.get = server._compiled.get
+        assert server._host.model is not None
+        assert server._host.compiled is not None
+        self.params = server._host.model.params
+        self.engine: EngineConfig = server._host.model.engine
+        self.get = server._host.compiled.get
         self.state: Any = self.get("init", 0)()
 
     def prefill(

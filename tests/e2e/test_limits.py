@@ -49,16 +49,16 @@ class Watch:
     """What an engine does before and after it is told to cancel, to the dispatch."""
 
     def __init__(self, server: JAXServer, patch: pytest.MonkeyPatch) -> None:
-        assert server._engine is not None
-        self._loop = server._engine.loop
+        assert server._host.engine is not None
+        self._loop = server._host.engine.loop
         self._dispatch, self._cancel = self._loop._dispatch, self._loop.cancel
         self._one_by_one = threading.RLock()
         self.dispatches_at_cancel: int | None = None
         self.records = Records()
         patch.setattr(self._loop, "_dispatch", self._dispatch_alone)
         patch.setattr(self._loop, "cancel", self._note_and_cancel)
-        shell = server._engine._shell._replace(telemetry=self.records)
-        patch.setattr(server._engine, "_shell", shell)
+        shell = server._host.engine._shell._replace(telemetry=self.records)
+        patch.setattr(server._host.engine, "_shell", shell)
 
     @property
     def dispatches(self) -> int:

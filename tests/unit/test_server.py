@@ -51,8 +51,8 @@ def held(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[JAXServe
     gate.allow(4)
     monkeypatch.setattr(wiring, "Device", engines.gated_device(gate))
     server = servers.open()
-    assert server._engine is not None
-    loop = server._engine.loop
+    assert server._host.engine is not None
+    loop = server._host.engine.loop
     cancel = loop.cancel
 
     def cancel_and_go_on(request_id: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jaxserver import hosting
 from jaxserver import server as server_module
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.ports.config import ServerConfig
@@ -83,7 +84,7 @@ def tiny_servers() -> Iterator[Servers]:
     servers = Servers()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_module, "load_model", tiny_parts)
-        patch.setattr(server_module, "compile_model", tiny_steps)
+        patch.setattr(hosting, "compile_model", tiny_steps)
         try:
             yield servers
         finally:

@@ -1,0 +1,120 @@
+"""One model from its configuration to its end: loaded, compiled, running, drained."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.adapters.engine.text import TextEngine
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import EngineFailed, NotReady
+from jaxserver.ports.generator import Stream
+from jaxserver.ports.progress import Progress
+from jaxserver.ports.status import ServerState, StatusSnapshot
+from jaxserver.ports.types import GenerationRequest
+from jaxserver.snapshot import take_snapshot
+from jaxserver.wiring import Model, compile_model, start_engine
+
+LOADING_RETRY_SECONDS = 5
+
+
+class Host:
+    """Implements the `Generator` and `ServerStatus` ports around an engine.
+
+    Attributes:
+        config: What it was given; the number of slots is known once it has a model.
+        model: What it serves, None before it is loaded.
+        compiled: The executables, None before they are known.
+        engine: What runs them, None before it is started.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.model: Model | None = None
+        self.compiled: CompiledSteps | None = None
+        self.engine: TextEngine | None = None
+        self._state = ServerState.LOADING
+        self._started_seconds = time.monotonic()
+        self._compiles_at_ready = 0
+
+    def open(
+        self,
+        load: Callable[[], Model],
+        on_loaded: Callable[[Model], None],
+        progress: Progress,
+    ) -> None:
+        """Brings a model, compiles it, unless told to wait with it, and lets it run.
+
+        Args:
+            load: Finds the model and reads it.
+            on_loaded: Hears of the model before it is compiled.
+            progress: Hears how far compiling is.
+        """
+        try:
+            self.model = load()
+            slots = self.model.engine.slots
+            self.config = dataclasses.replace(self.config, slots=slots)
+            on_loaded(self.model)
+            self._state = ServerState.COMPILING
+            self.compiled = compile_model(self.model, self.config, progress)
+            self.engine = start_engine(self.model, self.compiled, self.config)
+        except BaseException:
+            self._state = ServerState.FAILED
+            raise
+        self._compiles_at_ready = COMPILES.count
+        self._state = ServerState.READY
+
+    def compile(self, progress: Progress) -> None:
+        """Compiles what is not compiled yet."""
+        if self.compiled is None:
+            raise self.not_ready()
+        self.compiled.compile_all(progress)
+        self._compiles_at_ready = COMPILES.count
+
+    def generate(self, request: GenerationRequest) -> Stream:
+        if self.engine is None or self._state is not ServerState.READY:
+            raise self.not_ready()
+        return self.engine.generate(request)
+
+    def drain(self, seconds: float) -> None:
+        """Takes no more requests, lets those there are finish, and stops."""
+        if self._state is not ServerState.FAILED:
+            self._state = ServerState.DRAINING
+        if self.engine is not None:
+            self.engine.close(seconds)
+
+    def snapshot(self) -> StatusSnapshot:
+        return take_snapshot(
+            self.config,
+            self._state if self.is_alive() else ServerState.FAILED,
+            plan=None if self.model is None else self.model.plan,
+            engine=self.engine,
+            uptime_seconds=time.monotonic() - self._started_seconds,
+            compiles_at_ready=self._compiles_at_ready,
+        )
+
+    def is_ready(self) -> bool:
+        return self._state is ServerState.READY and self.is_alive()
+
+    def is_alive(self) -> bool:
+        if self._state is ServerState.FAILED:
+            return False
+        is_running = self._state is ServerState.READY
+        return self.engine is None or not is_running or self.engine.is_alive()
+
+    def loaded(self) -> Model:
+        """The model.
+
+        Raises:
+            NotReady: There is none yet.
+        """
+        if self.model is None:
+            raise self.not_ready()
+        return self.model
+
+    def not_ready(self) -> Exception:
+        """The error for whoever asks too early or too late."""
+        if not self.is_alive():
+            return EngineFailed("the engine does not run any more")
+        message = f"the server is {self._state.value}"
+        return NotReady(message, LOADING_RETRY_SECONDS)
