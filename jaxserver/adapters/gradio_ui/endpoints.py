@@ -12,74 +12,67 @@ Besides the text they take, by name, `system`, `greedy`, `max_new_tokens`,
 """
 
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jaxserver.adapters.gradio_ui.errors import errors_on_the_page
 from jaxserver.adapters.gradio_ui.settings import Settings, checked_text
 from jaxserver.adapters.gradio_ui.turns import checked_pairs
-from jaxserver.adapters.gradio_ui.updates import Chat, Instruct, Update, watched
+from jaxserver.adapters.gradio_ui.updates import (
+    Chat,
+    Instruct,
+    Shown,
+    Update,
+    Updates,
+    watched,
+)
+from jaxserver.ports.handlers import History
 
 Endpoint: TypeAlias = Callable[..., AsyncIterator[str]]
 
 
 def chat_endpoint(chat: Chat) -> Endpoint:
-    async def answer(  # noqa: PLR0913  # the names are the endpoint's fields
-        message: str,
-        history: list[list[str]] | None = None,
-        system: str = "",
-        greedy: bool = False,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-    ) -> AsyncIterator[str]:
+    def ask(
+        settings: Settings, message: str, history: list[list[str]] | None = None
+    ) -> Updates[History]:
         """Continues a conversation of [user, assistant] pairs and gives the answer."""
-        with errors_on_the_page():
-            settings = Settings(
-                system=system,
-                greedy=greedy,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-            )
-            prompt, pairs = checked_text("message", message), checked_pairs(history)
-            updates = watched(
-                chat(prompt, pairs, settings), Update(shown=[*pairs, [prompt, ""]])
-            )
-            async with contextlib.aclosing(updates):
-                async for update in updates:
-                    yield update.shown[-1][1] if update.shown else ""
+        prompt, pairs = checked_text("message", message), checked_pairs(history)
+        first = Update(shown=[*pairs, [prompt, ""]])
+        return watched(chat(prompt, pairs, settings), first)
 
-    return answer
+    return _endpoint(ask, lambda shown: shown[-1][1] if shown else "")
 
 
 def instruct_endpoint(instruct: Instruct) -> Endpoint:
-    async def answer(  # noqa: PLR0913  # the names are the endpoint's fields
-        prompt: str,
-        system: str = "",
-        greedy: bool = False,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-    ) -> AsyncIterator[str]:
+    def ask(settings: Settings, prompt: str) -> Updates[str]:
         """Gives the answer to one instruction."""
-        with errors_on_the_page():
-            settings = Settings(
-                system=system,
-                greedy=greedy,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-            )
-            updates = watched(
-                instruct(checked_text("prompt", prompt), settings), Update(shown="")
-            )
-            async with contextlib.aclosing(updates):
-                async for update in updates:
-                    yield update.shown
+        answers = instruct(checked_text("prompt", prompt), settings)
+        return watched(answers, Update(shown=""))
 
+    return _endpoint(ask, str)
+
+
+def _endpoint(
+    ask: Callable[..., Updates[Shown]], text_of: Callable[[Shown], str]
+) -> Endpoint:
+    """What Gradio is to call: its fields are those of `ask`, and of `Settings`."""
+    own = list(inspect.signature(ask).parameters.values())[1:]
+    settings = list(inspect.signature(Settings).parameters.values())
+
+    async def answer(*values: Any) -> AsyncIterator[str]:
+        with errors_on_the_page():
+            names = [field.name for field in settings]
+            wanted = dict(zip(names, values[len(own) :], strict=True))
+            async with contextlib.aclosing(
+                ask(Settings(**wanted), *values[: len(own)])
+            ) as updates:
+                async for update in updates:
+                    yield text_of(update.shown)
+
+    fields = [*own, *(field.replace(kind=own[0].kind) for field in settings)]
+    given: Any = answer  # Gradio reads the names and types that it shows to clients
+    given.__signature__ = inspect.signature(answer).replace(parameters=fields)
+    given.__annotations__ = {field.name: field.annotation for field in fields}
+    given.__doc__ = ask.__doc__
     return answer
