@@ -12,7 +12,7 @@ from jaxserver.ports.generator import Stream
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.types import GenerationRequest
-from jaxserver.snapshot import take_snapshot
+from jaxserver.snapshot import served_name, take_snapshot
 from jaxserver.wiring import Model, compile_model, start_engine
 
 LOADING_RETRY_SECONDS = 5
@@ -23,6 +23,7 @@ class Host:
 
     Attributes:
         config: What it was given; the number of slots is known once it has a model.
+        model_name: Name under which the model is served.
         model: What it serves, None before it is loaded.
         compiled: The executables, None before they are known.
         engine: What runs them, None before it is started.
@@ -30,6 +31,7 @@ class Host:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
+        self.model_name = served_name(config.model)
         self.model: Model | None = None
         self.compiled: CompiledSteps | None = None
         self.engine: TextEngine | None = None

@@ -187,10 +187,11 @@ class FixedStatus:
 
     def __init__(self, state: ServerState = ServerState.READY) -> None:
         self.state = state
+        self.model_name = "fake"
 
     def snapshot(self) -> StatusSnapshot:
         return StatusSnapshot(
-            model="fake",
+            model=self.model_name,
             config={"api_key": True},
             state=self.state,
             devices=("cpu:0",),

@@ -21,7 +21,7 @@ class StatusSnapshot:
     """A server at one moment.
 
     Attributes:
-        model: Name under which the model is served.
+        model: The model's name, as `ServerStatus.model_name` gives it.
         config: Every key of the configuration; secrets as true or false.
         devices: The accelerators or processors in use, in words.
         cores: Processor cores the process may use.
@@ -48,6 +48,11 @@ class StatusSnapshot:
 
 class ServerStatus(Protocol):
     """Says how a server is doing, without waiting for anything."""
+
+    @property
+    def model_name(self) -> str:
+        """Name under which the model is served."""
+        ...
 
     def snapshot(self) -> StatusSnapshot: ...
 

@@ -36,7 +36,7 @@ from jaxserver.adapters.http.sse import EventStream
 from jaxserver.adapters.http.system import check_ready
 from jaxserver.adapters.http.wire import json_response
 from jaxserver.ports.generator import Generator
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, Rendered
 from jaxserver.ports.status import ServerStatus
 from jaxserver.ports.types import GenerationRequest
 
@@ -94,10 +94,9 @@ class OpenAIRoutes:
         body.check()
         head = self._head("chatcmpl", body)
         # In a thread, since a formatter may be the user's own and take its time.
-        prompt = await asyncio.to_thread(self.formatter.format, body.conversation())
+        messages = body.conversation()
         wanted = GenerationRequest(
-            prompt=prompt,
-            is_rendered=True,
+            prompt=await asyncio.to_thread(Rendered.by, self.formatter, messages),
             sampling=body.sampling_params(),
             streaming=bool(body.stream),
         )
@@ -134,7 +133,7 @@ class OpenAIRoutes:
     def _served_name(self, asked: str | None) -> str:
         if self.status is None:
             return asked or _NO_NAME
-        served = self.status.snapshot().model
+        served = self.status.model_name
         if asked not in {None, served}:
             raise _unknown_model(served)
         return served
@@ -174,7 +173,7 @@ class ModelRoutes:
 
     def _served(self) -> ServedModel:
         return ServedModel(
-            id=self.status.snapshot().model,
+            id=self.status.model_name,
             object="model",
             created=self.created,
             owned_by="jaxserver",
