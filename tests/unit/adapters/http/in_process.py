@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from jaxserver.adapters.http.app import create_app
@@ -13,6 +14,10 @@ from tests.fakes import ByteFormatter, ByteTokenizer, FixedStatus, ScriptedGener
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}
+BOTH = pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
+)
+"""For tests of both of OpenAI's routes."""
 
 
 def app_of(
@@ -56,3 +61,12 @@ def failing(error: Callable[[], Exception]) -> ScriptedGenerator:
     generator = ScriptedGenerator("Hel", "lo")
     generator.fail = error
     return generator
+
+
+def refused(response: httpx.Response, field: str | None, status: int = 400) -> Any:
+    """The error of a refusal in OpenAI's form, which has to name the field."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == field
+    return error
