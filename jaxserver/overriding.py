@@ -1,8 +1,13 @@
 """Which methods of a server its user has written."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Protocol
 
+from jaxserver.adapters.prompts.overrides import ChatOverride, InstructOverride
+from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.handlers import Handlers
+from jaxserver.ports.prompt import Pairs, PromptFormatter
 
 
 def is_overridden(server: object, base: type, name: str) -> bool:
@@ -20,3 +25,52 @@ def own_handlers(server: object, base: type) -> Handlers:
     all_of_them = is_overridden(server, base, "process")
     own = [n for n in names if all_of_them or is_overridden(server, base, n)]
     return Handlers(**{name: getattr(server, name) for name in own})
+
+
+class WritesPrompts(Protocol):
+    """A server's methods that write prompts down."""
+
+    def format_chat(self, history: Pairs, prompt: str, system: str | None) -> str: ...
+
+    def chat_format(self, history: Pairs, prompt: str, system: str | None) -> str: ...
+
+    def format_instruct(self, system: str | None, instruction: str) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Writers:
+    """Chooses the formatter each time it is used: the user's methods, else the model's.
+
+    Attributes:
+        config: As it was given; its own pieces of prompts count as the user's methods.
+        of_model: The model's own formatter; it may raise `NotReady`.
+    """
+
+    server: WritesPrompts
+    base: type
+    config: ServerConfig
+    of_model: Callable[[], PromptFormatter]
+
+    def overrides(self, name: str) -> bool:
+        return is_overridden(self.server, self.base, name)
+
+    @property
+    def has_own_chat_pieces(self) -> bool:
+        has_keys = self.config.prompt_prefix_chat or self.config.prompt_postfix_chat
+        return bool(has_keys) or self.overrides("process_chat_history")
+
+    def chat(self) -> PromptFormatter:
+        if self.overrides("chat_format"):
+            return ChatOverride(format_chat=self.server.chat_format)
+        return self.format_chat()
+
+    def format_chat(self) -> PromptFormatter:
+        """What `chat_format` writes with, where it is not the user's own."""
+        if self.overrides("format_chat") or self.has_own_chat_pieces:
+            return ChatOverride(format_chat=self.server.format_chat)
+        return self.of_model()
+
+    def instruct(self) -> PromptFormatter:
+        if self.overrides("format_instruct") or self.config.instruct_format:
+            return InstructOverride(format_instruct=self.server.format_instruct)
+        return self.of_model()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import fastapi
@@ -10,11 +10,10 @@ import fastapi
 from jaxserver.adapters.http.app import create_app
 from jaxserver.adapters.http.serve import HttpServer
 from jaxserver.adapters.prompts.late import LateFormatter
-from jaxserver.adapters.prompts.overrides import ChatOverride, InstructOverride
 from jaxserver.adapters.prompts.pieces import Pieces
 from jaxserver.adapters.tokenizers.late import LateTokenizer
 from jaxserver.hosting import Host
-from jaxserver.overriding import is_overridden, own_handlers
+from jaxserver.overriding import Writers, own_handlers
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import UnsupportedMessages
 from jaxserver.ports.generator import Stream
@@ -29,7 +28,7 @@ from jaxserver.ports.handlers import (
 )
 from jaxserver.ports.model import Params
 from jaxserver.ports.progress import Progress
-from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
+from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.snapshot import reachable_host
@@ -56,7 +55,10 @@ class JAXServer:
         """Takes a configuration; `open` brings the model."""
         self._host = Host(ServerConfig.of(config))
         self.config = self._host.config
-        self.formatter: PromptFormatter = LateFormatter(self._chat_formatter)
+        self._writers = Writers(
+            self, JAXServer, self.config, lambda: self._host.loaded().formatter
+        )
+        self.formatter: PromptFormatter = LateFormatter(self._writers.chat)
         self.number_of_served_request_until_last_up_time = 0
         self._pieces: Pieces | None = None
         self._http: HttpServer | None = None
@@ -168,10 +170,8 @@ class JAXServer:
         )
         request = GenerationRequest(
             prompt=string,
-            is_rendered=isinstance(string, Rendered),
             sampling=params,
             truncate=self.config.use_prefix_tokenizer,
-            kept_prefix=string.kept_prefix if isinstance(string, Rendered) else "",
         )
         text = ""
         with self.generate(request) as stream:
@@ -186,19 +186,16 @@ class JAXServer:
         """Writes one instruction down as a prompt."""
         return self.config.instruct_format.format(instruct=instruction, system=system)
 
-    def format_chat(
-        self, history: Sequence[Sequence[str]], prompt: str, system: str | None
-    ) -> str:
+    def format_chat(self, history: Pairs, prompt: str, system: str | None) -> str:
         """Writes a conversation down; `history` are pairs of user and assistant."""
-        if not self._has_own_chat_pieces():
-            return self._host.loaded().formatter.format(
-                conversation(history, prompt, system)
-            )
-        if system is not None and self._overrides("process_chat_history"):
+        if not self._writers.has_own_chat_pieces:
+            messages = conversation(history, prompt, system)
+            return self._host.loaded().formatter.format(messages)
+        if system and self._writers.overrides("process_chat_history"):
             raise UnsupportedMessages(
                 "the method `process_chat_history` takes no system message"
             )
-        with_system = () if system is None else (system,)
+        with_system = (system,) if system else ()
         return (
             self.process_chat_history(history, *with_system)
             + self.config.prompt_prefix_chat
@@ -206,16 +203,12 @@ class JAXServer:
             + self.config.prompt_postfix_chat
         )
 
-    def chat_format(
-        self, history: Sequence[Sequence[str]], prompt: str, system: str | None
-    ) -> str:
+    def chat_format(self, history: Pairs, prompt: str, system: str | None) -> str:
         """What `format_chat` writes, under its older name, ready for `process`."""
         messages = conversation(history, prompt, system)
-        return Rendered.by(self._chat_writer(), messages)
+        return Rendered.by(self._writers.format_chat(), messages)
 
-    def process_chat_history(
-        self, history: Sequence[Sequence[str]], system: str | None = None
-    ) -> str:
+    def process_chat_history(self, history: Pairs, system: str | None = None) -> str:
         """What stands before the last prompt and its prefix."""
         if self._pieces is None:
             raise self._host.not_ready()
@@ -247,7 +240,8 @@ class JAXServer:
         **sampling: Any,
     ) -> PageUpdates:
         """Answers the chat page: yields an emptied input box and the history."""
-        string = self.chat_format(history=history, prompt=prompt, system=system or None)
+        history = history or []
+        string = self.chat_format(history=history, prompt=prompt, system=system)
         answers = self.process(
             string, greedy=greedy, max_new_tokens=max_new_tokens, **sampling
         )
@@ -266,7 +260,7 @@ class JAXServer:
         **sampling: Any,
     ) -> PageUpdates:
         """Answers the instruct page: yields an emptied input box and the answer."""
-        string = self._instruction(prompt, system or None)
+        string = self._instruction(prompt, system)
         sampling = {**sampling, "greedy": greedy, "max_new_tokens": max_new_tokens}
         answer = ""
         for answer, _ in self.process(string, **sampling):
@@ -282,7 +276,7 @@ class JAXServer:
         """
         config, slots = self._host.config, self._host.config.slots or 0
         handlers = own_handlers(self, JAXServer)
-        instruct = LateFormatter(self._instruct_formatter)
+        instruct = LateFormatter(self._writers.instruct)
         app = create_app(
             self,
             self.formatter,
@@ -346,6 +340,11 @@ class JAXServer:
         """How the server is doing at this moment."""
         return self._host.snapshot()
 
+    @property
+    def model_name(self) -> str:
+        """Name under which the model is served."""
+        return self._host.model_name
+
     def is_ready(self) -> bool:
         return self._host.is_ready()
 
@@ -366,32 +365,7 @@ class JAXServer:
 
     def _instruction(self, prompt: str, system: str | None) -> str:
         messages = conversation([], prompt, system)
-        return Rendered.by(self._instruct_formatter(), messages)
-
-    def _overrides(self, name: str) -> bool:
-        return is_overridden(self, JAXServer, name)
-
-    def _has_own_chat_pieces(self) -> bool:
-        has_keys = (
-            self._host.config.prompt_prefix_chat
-            or self._host.config.prompt_postfix_chat
-        )
-        return bool(has_keys) or self._overrides("process_chat_history")
-
-    def _chat_formatter(self) -> PromptFormatter:
-        if self._overrides("chat_format"):
-            return ChatOverride(format_chat=self.chat_format)
-        return self._chat_writer()
-
-    def _chat_writer(self) -> PromptFormatter:
-        if self._overrides("format_chat") or self._has_own_chat_pieces():
-            return ChatOverride(format_chat=self.format_chat)
-        return self._host.loaded().formatter
-
-    def _instruct_formatter(self) -> PromptFormatter:
-        if self._overrides("format_instruct") or self._host.config.instruct_format:
-            return InstructOverride(format_instruct=self.format_instruct)
-        return self._host.loaded().formatter
+        return Rendered.by(self._writers.instruct(), messages)
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:

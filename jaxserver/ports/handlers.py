@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from jaxserver.ports.prompt import Pairs
+
 
 class CancelToken(threading.Event):
     """Says that an answer is not wanted any more, and tells those who asked to know."""
@@ -64,7 +66,7 @@ class ChatRequest:
 
     prompt: str
     system: str | None = None
-    history: list[tuple[str, str]] | None = None
+    history: Pairs | None = None
     temperature: float | None = None
     greedy: bool | None = False
     max_new_tokens: int | None = None

@@ -1,42 +1,63 @@
 """The port that writes a conversation down as a prompt."""
 
+import functools
 import itertools
-from collections.abc import Sequence
-from typing import Protocol, Self
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self, TypeAlias
 
 from jaxserver.ports.types import Message
 
+Pairs: TypeAlias = Sequence[Sequence[str]]
+"""What the user and the assistant said, turn by turn."""
+
 
 def conversation(
-    history: Sequence[Sequence[str]], prompt: str, system: str | None
+    history: Pairs | None, prompt: str, system: str | None
 ) -> list[Message]:
-    """The messages of pairs of what the user and the assistant said, and a prompt."""
+    """The messages of earlier turns and a prompt.
+
+    An empty system message is none, as a page whose box for it is empty means it.
+    """
     pairs = [
         (Message(role="user", content=user), Message(role="assistant", content=answer))
-        for user, answer in history
+        for user, answer in history or ()
     ]
     return [
-        *([] if system is None else [Message(role="system", content=system)]),
+        *([Message(role="system", content=system)] if system else []),
         *itertools.chain.from_iterable(pairs),
         Message(role="user", content=prompt),
     ]
 
 
 class Rendered(str):
-    """A prompt that a formatter wrote, as plain text for whoever passes it on.
+    """A prompt whose special tokens are all written out.
 
-    Attributes:
-        kept_prefix: Its part that survives when it has to be cut.
+    It is plain text for whoever passes it on, and stays what it is when text is added.
     """
 
-    kept_prefix: str
+    _system_turn: Callable[[], str] = staticmethod(lambda: "")
 
     @classmethod
     def by(cls, formatter: "PromptFormatter", messages: Sequence[Message]) -> Self:
         """What the formatter makes of the messages."""
-        made = cls(formatter.format(messages))
-        made.kept_prefix = formatter.system_turn(messages)
+        return cls(formatter.format(messages)).keeping(
+            functools.partial(formatter.system_turn, messages)
+        )
+
+    def keeping(self, system_turn: Callable[[], str]) -> Self:
+        """The same text, with what has to survive when it is cut."""
+        made = type(self)(self)
+        made._system_turn = system_turn
         return made
+
+    def kept_prefix(self) -> str:
+        """Its part that survives when it has to be cut; only then it is asked for."""
+        both = [self, self._system_turn()]
+        return os.path.commonprefix(both)  # noqa: RUF071  # by characters, not paths
+
+    def __add__(self, more: str) -> Self:
+        return type(self)(super().__add__(more)).keeping(self._system_turn)
 
 
 class PromptFormatter(Protocol):

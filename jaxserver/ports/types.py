@@ -176,23 +176,20 @@ class GenerationRequest:
     """One prompt and what to do with it.
 
     Attributes:
-        prompt: Text, or token ids that are taken as they are.
-        is_rendered: The text is a rendered conversation, whose special tokens are all
-            written out. Other text gets those that the tokenizer's settings add, but
+        prompt: Text, or token ids that are taken as they are. Text that is not
+            `Rendered` gets the special tokens that the tokenizer's settings add, but
             never a second beginning-of-text token.
         sampling: How tokens are chosen.
         truncate: A prompt over `max_length - max_stream_tokens` keeps its beginning-of-
-            text token, `kept_prefix` and its last tokens, instead of being refused.
-        kept_prefix: Text at the beginning of the prompt that truncation leaves alone.
+            text token, its last tokens and, where it is `Rendered`, its system turn,
+            instead of being refused.
         streaming: Somebody reads the chunks as they come, so they should come often.
             It never changes an answer.
     """
 
     prompt: str | tuple[int, ...]
-    is_rendered: bool = False
     sampling: SamplingParams = SamplingParams()
     truncate: bool = False
-    kept_prefix: str = ""
     streaming: bool = True
 
 

@@ -13,6 +13,7 @@ import pytest
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.ports.errors import InvalidRequest, JaxServerError, PromptTooLong
 from jaxserver.ports.generator import Generator, Stream
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
@@ -289,7 +290,7 @@ WRONG = {
     "an id past the vocabulary": ("prompt", GenerationRequest(prompt=(1, 258))),
     "a negative id": ("prompt", GenerationRequest(prompt=(1, -1))),
     "no token": ("prompt", GenerationRequest(prompt=())),
-    "no text": ("prompt", GenerationRequest(prompt="", is_rendered=True)),
+    "no text": ("prompt", GenerationRequest(prompt=Rendered(""))),
     "an end id past the vocabulary": (
         "stop_token_ids",
         GenerationRequest(prompt="a", sampling=SamplingParams(stop_token_ids=(258,))),

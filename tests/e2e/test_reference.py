@@ -41,7 +41,7 @@ def test_process(loaded_server: JAXServer, reference: Reference) -> None:
 @pytest.mark.parametrize("as_ids", [False, True])
 def test_chunks(loaded_server: JAXServer, reference: Reference, as_ids: bool) -> None:
     prompt = reference.prompt_ids if as_ids else reference.prompt_text
-    request = GenerationRequest(prompt=prompt, is_rendered=True, sampling=GREEDY)
+    request = GenerationRequest(prompt=prompt, sampling=GREEDY)
 
     chunks = list(loaded_server.generate(request))
 

@@ -13,6 +13,7 @@ from jaxserver.adapters.cli.program import OpenModel, Program
 from jaxserver.adapters.cli.sampling import SamplingFlags
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import PromptTooLong
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
 
 CLEAR, EXIT = "/clear", "/exit"
@@ -75,8 +76,8 @@ def _lines(*, is_interactive: bool) -> Iterator[str]:
 def _answer(
     model: OpenModel, params: SamplingParams, messages: tuple[Message, ...]
 ) -> Answer:
-    prompt = model.formatter.format(messages)
-    request = GenerationRequest(prompt=prompt, is_rendered=True, sampling=params)
+    prompt = Rendered.by(model.formatter, messages)
+    request = GenerationRequest(prompt=prompt, sampling=params)
     answer = read(model.generator.generate(request), show=True)
     write("\n")
     return answer

@@ -14,7 +14,7 @@ from jaxserver.adapters.cli.sampling import SamplingFlags
 from jaxserver.adapters.cli.setting_options import ANSWER, OUTPUT
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import NoChatTemplate
-from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.prompt import PromptFormatter, Rendered
 from jaxserver.ports.types import (
     FinishReason,
     GenerationRequest,
@@ -79,10 +79,8 @@ def generate(
     quiet = flags.quiet or flags.as_json
     text = flags.prompt if flags.prompt != "-" else sys.stdin.read().removesuffix("\n")
     with opened(program, config, quiet=quiet) as model:
-        prompt, is_rendered = _prompt(model.formatter, text, flags)
         request = GenerationRequest(
-            prompt=prompt,
-            is_rendered=is_rendered,
+            prompt=_prompt(model.formatter, text, flags),
             sampling=params,
             streaming=not flags.as_json,
         )
@@ -95,19 +93,17 @@ def generate(
         raise typer.Exit(INTERRUPTED)
 
 
-def _prompt(
-    formatter: PromptFormatter, text: str, flags: GenerateFlags
-) -> tuple[str, bool]:
-    """The text to continue, and whether it is a rendered conversation."""
+def _prompt(formatter: PromptFormatter, text: str, flags: GenerateFlags) -> str:
+    """The text to continue, rendered where there is a template and it is wanted."""
     if flags.raw:
-        return text, False
+        return text
     message = Message(role="user", content=text)
     try:
-        return formatter.format([*beginning(flags.system), message]), True
+        return Rendered.by(formatter, [*beginning(flags.system), message])
     except NoChatTemplate:
         if flags.system is not None:
             raise
-        return text, False
+        return text
 
 
 def _as_json(answer: Answer, flags: GenerateFlags) -> dict[str, Any]:

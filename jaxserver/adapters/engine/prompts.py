@@ -5,6 +5,7 @@ from typing import NamedTuple
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidRequest, PromptTooLong
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import GenerationRequest
 
@@ -58,20 +59,20 @@ def _check_vocabulary(request: GenerationRequest, vocab_size: int) -> None:
 def _tokenise(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
     if not isinstance(request.prompt, str):
         return tuple(request.prompt)
-    with_special = not request.is_rendered
+    with_special = not isinstance(request.prompt, Rendered)
     return tuple(tokenizer.encode(request.prompt, add_special_tokens=with_special))
 
 
 def _cut(
     ids: tuple[int, ...], request: GenerationRequest, tokenizer: Tokenizer, room: int
 ) -> Prompt:
-    """Keeps the beginning-of-text token, the kept prefix and the last tokens."""
+    """Keeps the beginning-of-text token, the system turn and the last tokens."""
     if len(ids) <= room:
         return Prompt(ids, 0)
     head: tuple[int, ...] = ()
-    if request.kept_prefix:
-        kept = tokenizer.encode(request.kept_prefix, add_special_tokens=False)
-        head = tuple(kept)
+    if isinstance(request.prompt, Rendered):
+        kept = request.prompt.kept_prefix()
+        head = tuple(tokenizer.encode(kept, add_special_tokens=False))
     if head[:1] != ids[:1] and ids[0] == tokenizer.bos_id:
         head = (ids[0], *head)
     if len(head) >= room:

@@ -81,6 +81,7 @@ class TextEngine:
         self._lock = threading.Lock()
         self._is_draining = False
         self._is_empty = threading.Condition(self._lock)
+        self._encoding_thread: int | None = None
         self._encoder = concurrent.futures.ThreadPoolExecutor(1, "jaxserver-encode")
         self._events: queue.SimpleQueue[Sequence[TokenEvent] | None] = (
             queue.SimpleQueue()
@@ -123,6 +124,8 @@ class TextEngine:
             tokenizer=self._tokenizer,
             queued_seconds=self._shell.clock(),
         )
+        if threading.get_ident() == self._encoding_thread:
+            raise EngineFailed("what a prompt keeps when it is cut asks for an answer")
         with self._lock:
             if self._is_draining:
                 raise NotReady("the server is shutting down", RETRY_SECONDS)
@@ -160,6 +163,7 @@ class TextEngine:
 
     def _encode(self, request: GenerationRequest, answer: Answer) -> None:
         """Runs in the worker thread; what goes wrong is the request's answer."""
+        self._encoding_thread = threading.get_ident()
         try:
             self._submit(request, answer)
         except JaxServerError as error:

@@ -10,7 +10,7 @@ from jaxserver.adapters.gradio_ui.updates import Shown, Update, Updates
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.handlers import History
-from jaxserver.ports.prompt import PromptFormatter, conversation
+from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.types import Chunk, FinishReason, GenerationRequest, Message
 
 
@@ -25,7 +25,7 @@ class PortAnswers:
     def chat(
         self, prompt: str, history: History, settings: Settings
     ) -> Updates[History]:
-        messages = conversation(history, prompt, settings.system or None)
+        messages = conversation(history, prompt, settings.system)
 
         def show(text: str) -> Update[History]:
             return Update(shown=[*history, [prompt, text]])
@@ -33,7 +33,7 @@ class PortAnswers:
         return self._answer(messages, settings, show)
 
     def instruct(self, prompt: str, settings: Settings) -> Updates[str]:
-        messages = conversation([], prompt, settings.system or None)
+        messages = conversation([], prompt, settings.system)
 
         def show(text: str) -> Update[str]:
             return Update(box=prompt, shown=text)
@@ -61,11 +61,9 @@ class PortAnswers:
     ) -> GenerationRequest:
         """Runs in a thread of its own, as a formatter may be anybody's code."""
         return GenerationRequest(
-            prompt=self.formatter.format(messages),
-            is_rendered=True,
+            prompt=Rendered.by(self.formatter, messages),
             sampling=settings.sampling_params(),
             truncate=self.config.use_prefix_tokenizer,
-            kept_prefix=self.formatter.system_turn(messages),
             streaming=self.config.stream_tokens_for_gradio,
         )
 

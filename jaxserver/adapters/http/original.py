@@ -39,7 +39,7 @@ from jaxserver.ports.handlers import (
     InstructRequest,
     sampling_fields,
 )
-from jaxserver.ports.prompt import PromptFormatter, conversation
+from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.types import Chunk, GenerationRequest, Message, SamplingParams
 
 Body = TypeVar("Body", InstructRequest, ChatRequest)
@@ -97,7 +97,7 @@ class OriginalRoutes:
         body = (await self.read(request, ChatBody)).to_request()
         if self.handlers.forward_chat is not None:
             return await self._handled(request, self.handlers.forward_chat, body)
-        messages = conversation(body.history or [], body.prompt, body.system)
+        messages = conversation(body.history, body.prompt, body.system)
         return await self._generated(request, body, self.formatter, messages)
 
     async def _handled(
@@ -116,13 +116,11 @@ class OriginalRoutes:
         messages: Sequence[Message],
     ) -> Response:
         # In a thread, since a formatter may be the user's own and take its time.
-        prompt, kept = await asyncio.to_thread(_rendered, formatter, messages)
+        prompt = await asyncio.to_thread(Rendered.by, formatter, messages)
         wanted = GenerationRequest(
             prompt=prompt,
-            is_rendered=True,
             sampling=SamplingParams(**sampling_fields(body)),
             truncate=self.truncate_prompts,
-            kept_prefix=kept,
             streaming=bool(body.stream),
         )
         chunks = chunks_of(self.generator, wanted)
@@ -130,13 +128,6 @@ class OriginalRoutes:
             return EventStream(_events(prompt, chunks))
         answer = await unless_client_leaves(request.receive, finished(chunks))
         return json_response(_answer(prompt, answer))
-
-
-def _rendered(
-    formatter: PromptFormatter, messages: Sequence[Message]
-) -> tuple[str, str]:
-    """The prompt, and its part that survives when it has to be cut."""
-    return formatter.format(messages), formatter.system_turn(messages)
 
 
 async def _whole_event(

@@ -46,7 +46,8 @@ class ChatBody(_Sampling):
     history: list[tuple[str, str]] | None = None
 
     def to_request(self) -> ChatRequest:
-        return ChatRequest(**dict(self))
+        pairs = None if self.history is None else [list(turn) for turn in self.history]
+        return ChatRequest(**{**dict(self), "history": pairs})
 
 
 class OriginalAnswer(pydantic.BaseModel):

@@ -1,13 +1,15 @@
 """A formatter taken apart into the pieces that the original's configuration names."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
+from jaxserver.adapters.prompts.overrides import InstructOverride
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import NoChatTemplate
-from jaxserver.ports.prompt import PromptFormatter, conversation
+from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 
 _MARK = "\u2e28prompt\u2e29"
 """Stands for the prompt while a conversation is rendered to be taken apart."""
@@ -19,39 +21,31 @@ class InstructFormat(str):
     As text it is the pattern itself, as far as there is one.
     """
 
-    _render: Callable[[str, str | None], str]
+    _formatter: PromptFormatter
 
     @classmethod
-    def of_formatter(cls, formatter: PromptFormatter) -> Self:
+    def of_formatter(
+        cls, formatter: PromptFormatter, pattern: str = "{system}{instruct}"
+    ) -> Self:
         """A pattern that renders by the formatter."""
-        return cls._of(
-            "{system}{instruct}",
-            lambda instruct, system: formatter.format(
-                conversation([], instruct, system)
-            ),
-        )
+        made = cls(pattern)
+        made._formatter = formatter
+        return made
 
     @classmethod
     def of_pattern(cls, pattern: str) -> Self:
         """A pattern with `{instruct}` and `{system}`, empty where there is none."""
-        return cls._of(
-            pattern,
-            lambda instruct, system: pattern.format(
-                instruct=instruct, system=system or ""
-            ),
-        )
 
-    @classmethod
-    def _of(cls, text: str, render: Callable[[str, str | None], str]) -> Self:
-        made = cls(text)
-        made._render = render
-        return made
+        def fill_in(system: str | None, instruction: str) -> str:
+            return pattern.format(instruct=instruction, system=system or "")
+
+        return cls.of_formatter(InstructOverride(format_instruct=fill_in), pattern)
 
     def format(  # type: ignore[override]  # narrower than str's on purpose
         self, *, instruct: str, system: str | None = None
     ) -> str:
-        """The prompt of one instruction."""
-        return self._render(instruct, system)
+        """The prompt of one instruction, ready for `process`."""
+        return Rendered.by(self._formatter, conversation([], instruct, system))
 
 
 class Pieces:
@@ -82,9 +76,9 @@ class Pieces:
         self.config = config
 
     def history(
-        self, history: Sequence[Sequence[str]], system: str | None = None
+        self, history: Sequence[Sequence[str]] | None, system: str | None = None
     ) -> str:
-        """What stands before the last prompt's prefix.
+        """What stands before the last prompt's prefix, ready for `process`.
 
         Raises:
             NoChatTemplate: Neither the user nor the model says how it is written.
@@ -94,10 +88,16 @@ class Pieces:
             self.config.prompt_postfix_chat,
         )
         if self._is_given:
-            turns = (f"{prefix}{user}{postfix}{answer}" for user, answer in history)
-            return (system or "") + "".join(turns)
+            start = system or ""
+            turns = [
+                f"{prefix}{user}{postfix}{answer}" for user, answer in history or ()
+            ]
+            return Rendered(start + "".join(turns)).keeping(lambda: start + prefix)
         before, _ = _around_prompt(self._formatter, history, system)
-        return before.removesuffix(prefix)
+        messages = conversation(history, _MARK, system)
+        return Rendered(before.removesuffix(prefix)).keeping(
+            functools.partial(self._formatter.system_turn, messages)
+        )
 
 
 def _around_any_prompt(formatter: PromptFormatter) -> tuple[str, str]:
@@ -114,7 +114,7 @@ def _around_any_prompt(formatter: PromptFormatter) -> tuple[str, str]:
 
 def _around_prompt(
     formatter: PromptFormatter,
-    history: Sequence[Sequence[str]],
+    history: Sequence[Sequence[str]] | None,
     system: str | None,
 ) -> tuple[str, str]:
     before, _, after = formatter.format(

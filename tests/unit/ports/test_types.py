@@ -230,12 +230,7 @@ def test_a_request_survives_pickling(prompt: str | tuple[int, ...]) -> None:
 def test_a_request_asks_for_as_little_as_it_can() -> None:
     request = GenerationRequest(prompt="a")
     assert request.sampling == SamplingParams()
-    assert (request.is_rendered, request.truncate, request.streaming) == (
-        False,
-        False,
-        True,
-    )
-    assert request.kept_prefix == ""
+    assert (request.truncate, request.streaming) == (False, True)
 
 
 def test_a_chunk_survives_pickling() -> None:

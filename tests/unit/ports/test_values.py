@@ -149,8 +149,8 @@ def test_a_model_without_an_encoder_says_so() -> None:
 
 
 def test_a_conversation_is_system_history_and_prompt() -> None:
-    said = [Message(role="system", content=""), Message(role="user", content="p")]
-    assert conversation([], "p", "") == said
+    said = [Message(role="system", content="s"), Message(role="user", content="p")]
+    assert conversation([], "p", "s") == said
     assert conversation([("a", "b")], "p", None) == [
         Message(role="user", content="a"),
         Message(role="assistant", content="b"),
@@ -162,4 +162,20 @@ def test_a_rendered_prompt_knows_what_of_it_stays() -> None:
     messages = conversation([("a", "b")], "p", "s")
     prompt = Rendered.by(ByteFormatter(), messages)
     assert prompt == ByteFormatter().format(messages)
-    assert prompt.kept_prefix == "system: s\n"
+    assert prompt.kept_prefix() == "system: s\n"
+    assert Rendered("a").kept_prefix() == ""
+
+
+def test_an_empty_system_message_and_an_empty_history_are_none() -> None:
+    assert conversation(None, "p", "") == [Message(role="user", content="p")]
+
+
+def test_a_rendered_prompt_stays_one_when_text_is_added() -> None:
+    prompt = Rendered("system: s\nuser: ").keeping(lambda: "system: s\n") + "p"
+    assert isinstance(prompt, Rendered)
+    assert prompt == "system: s\nuser: p"
+    assert prompt.kept_prefix() == "system: s\n"
+
+
+def test_what_is_kept_of_a_prompt_begins_it() -> None:
+    assert Rendered("abc").keeping(lambda: "abd").kept_prefix() == "ab"

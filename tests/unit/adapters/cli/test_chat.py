@@ -1,4 +1,5 @@
 from jaxserver.ports.errors import PromptTooLong
+from jaxserver.ports.prompt import Rendered
 from tests.unit.adapters.cli.scripted import NoTemplate, ScriptedProgram
 
 
@@ -20,7 +21,7 @@ def test_the_conversation_is_remembered() -> None:
         "system: be brief\nuser: one\nassistant: ",
         "system: be brief\nuser: one\nassistant: Hello!\nuser: two\nassistant: ",
     ]
-    assert all(request.is_rendered for request in program.generator.requests)
+    assert all(isinstance(r.prompt, Rendered) for r in program.generator.requests)
 
 
 def test_clear_forgets_the_conversation_but_not_the_system_prompt() -> None:

@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from jaxserver.ports.errors import InvalidRequest, ServerFull
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
@@ -35,7 +36,7 @@ def test_the_prompt_is_put_as_a_user_s_message() -> None:
     program.run("generate", "hi", "--system", "be brief")
     request = program.generator.requests[0]
     assert request.prompt == "system: be brief\nuser: hi\nassistant: "
-    assert request.is_rendered
+    assert isinstance(request.prompt, Rendered)
     assert request.streaming
     assert not request.truncate
 
@@ -44,14 +45,16 @@ def test_a_raw_prompt_is_taken_as_it_is() -> None:
     program = ScriptedProgram()
     program.run("generate", "--raw", "Once upon")
     request = program.generator.requests[0]
-    assert (request.prompt, request.is_rendered) == ("Once upon", False)
+    assert request.prompt == "Once upon"
+    assert not isinstance(request.prompt, Rendered)
 
 
 def test_a_model_without_a_template_continues_the_prompt() -> None:
     program = ScriptedProgram(formatter=NoTemplate())
     assert program.run("generate", "Once upon").exit_code == 0
     request = program.generator.requests[0]
-    assert (request.prompt, request.is_rendered) == ("Once upon", False)
+    assert request.prompt == "Once upon"
+    assert not isinstance(request.prompt, Rendered)
 
 
 def test_a_system_prompt_wants_a_template() -> None:

@@ -6,6 +6,7 @@ from jaxserver.adapters.engine.prompts import Prompt, read_prompt
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidRequest, PromptTooLong
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from tests.fakes import ByteTokenizer
 
@@ -24,7 +25,7 @@ def test_raw_text_gets_the_tokens_of_the_tokenizers_settings() -> None:
 
 
 def test_rendered_text_gets_no_further_token() -> None:
-    assert read(GenerationRequest(prompt="ab", is_rendered=True)).ids == (*b"ab",)
+    assert read(GenerationRequest(prompt=Rendered("ab"))).ids == (*b"ab",)
 
 
 def test_ids_are_taken_as_they_are() -> None:
@@ -53,10 +54,10 @@ def test_ids_of_the_sampling_are_checked_too(field: str) -> None:
     assert refusal.value.field == field
 
 
-@pytest.mark.parametrize("prompt", ["", ()])
+@pytest.mark.parametrize("prompt", [Rendered(""), ()])
 def test_a_prompt_without_a_token_is_refused(prompt: str | tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequest, match="at least one token"):
-        read(GenerationRequest(prompt=prompt, is_rendered=True))
+        read(GenerationRequest(prompt=prompt))
 
 
 def test_a_prompt_may_leave_room_for_a_single_token() -> None:
@@ -91,44 +92,49 @@ def test_a_cut_prompt_keeps_its_beginning_of_text() -> None:
 
 def test_a_cut_prompt_keeps_what_it_was_told_to() -> None:
     text = "system: be brief\n" + "0123456789" * 10
-    request = GenerationRequest(
-        prompt=text, is_rendered=True, truncate=True, kept_prefix="system: be brief\n"
-    )
-    cut = read(request)
+    prompt = Rendered(text).keeping(lambda: "system: be brief\n")
+    cut = read(GenerationRequest(prompt=prompt, truncate=True))
 
     assert bytes(cut.ids) == b"system: be brief\n" + text.encode()[17 - ROOM :]
     assert cut.dropped == len(text) - ROOM
 
 
-def test_the_beginning_of_text_stands_before_the_kept_prefix_once() -> None:
-    request = GenerationRequest(prompt="s" + "x" * 60, truncate=True, kept_prefix="s")
+def test_what_a_prompt_keeps_is_asked_for_only_when_it_is_cut() -> None:
+    asked = list[str]()
 
-    assert read(request).ids[:3] == (BOS, *b"sx")
+    def keep() -> str:
+        asked.append("asked")
+        return "s"
+
+    short, long = (Rendered("s" * size).keeping(keep) for size in (ROOM, ROOM + 1))
+    read(GenerationRequest(prompt=short, truncate=True))
+    assert asked == []
+    read(GenerationRequest(prompt=long, truncate=True))
+    assert asked == ["asked"]
 
 
 def test_a_kept_prefix_that_fills_the_room_is_refused() -> None:
-    prefix = "s" * ROOM
-    request = GenerationRequest(
-        prompt=prefix + "x" * 60, is_rendered=True, truncate=True, kept_prefix=prefix
-    )
+    prompt = Rendered("s" * ROOM + "x" * 60).keeping(lambda: "s" * ROOM)
     with pytest.raises(PromptTooLong) as refusal:
-        read(request)
+        read(GenerationRequest(prompt=prompt, truncate=True))
 
     assert (refusal.value.length, refusal.value.room) == (ROOM + 60, ROOM)
 
 
-@given(text=st.text(max_size=80), kept=st.integers(0, 10))
+@given(text=st.text(min_size=1, max_size=80), kept=st.integers(0, 10))
 def test_a_cut_prompt_fits_and_loses_what_it_says(text: str, kept: int) -> None:
-    whole = ByteTokenizer().encode(text)
-    request = GenerationRequest(prompt=text, truncate=True, kept_prefix=text[:kept])
+    whole = list(text.encode())
+    prompt = Rendered(text).keeping(lambda: text[:kept])
+    request = GenerationRequest(prompt=prompt, truncate=True)
     try:
         cut = read(request)
     except PromptTooLong:
-        assert len(text[:kept].encode()) + 1 >= ROOM
+        assert len(text[:kept].encode()) >= ROOM
         return
 
     assert len(cut.ids) == min(len(whole), ROOM)
     assert len(cut.ids) + cut.dropped == len(whole)
-    assert cut.ids[0] == BOS
-    tail = len(cut.ids) - 1 - len(text[:kept].encode())
-    assert cut.dropped == 0 or list(cut.ids[-tail:]) == whole[-tail:]
+    head = len(text[:kept].encode())
+    tail = len(cut.ids) - head
+    assert list(cut.ids[:head]) == whole[:head]
+    assert list(cut.ids[head:]) == whole[len(whole) - tail :]

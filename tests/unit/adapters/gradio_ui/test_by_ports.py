@@ -11,6 +11,7 @@ from jaxserver.adapters.gradio_ui.settings import Settings
 from jaxserver.adapters.gradio_ui.updates import Shown, Update, Updates
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import ServerFull
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import Chunk, FinishReason, GenerationRequest, Usage
 from tests.fakes import ByteFormatter, ScriptedGenerator, ScriptedStream
 
@@ -37,12 +38,12 @@ def test_a_chat_streams_its_newest_turn() -> None:
     (request,) = generator.requests
     assert request == GenerationRequest(
         prompt="system: s\nuser: a\nassistant: b\nuser: hi\nassistant: ",
-        is_rendered=True,
         sampling=Settings().sampling_params(),
         truncate=True,
-        kept_prefix="system: s\n",
         streaming=True,
     )
+    assert isinstance(request.prompt, Rendered)
+    assert request.prompt.kept_prefix() == "system: s\n"
 
 
 def test_an_instruction_keeps_its_box() -> None:

@@ -21,6 +21,7 @@ from jaxserver.ports.handlers import (
     Handlers,
     InstructRequest,
 )
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import Message, SamplingParams
 from tests.fakes import ByteFormatter, ScriptedGenerator
 from tests.unit.adapters.http.in_process import app_of, events, failing, post
@@ -88,7 +89,7 @@ def test_every_sampling_field_reaches_the_generator(path: str) -> None:
     assert request.sampling == SamplingParams(
         **{**sampling, "stop": ("a", "b")}  # type: ignore[arg-type]  # values as JSON
     )
-    assert request.is_rendered
+    assert isinstance(request.prompt, Rendered)
     assert not request.streaming
 
 
@@ -112,7 +113,8 @@ def test_a_prompt_is_cut_where_the_server_says_so_but_for_its_system_turn(
     post(app, "/chat", {"prompt": "p", "system": "s"})
 
     assert generator.requests[0].truncate is truncate
-    assert generator.requests[0].kept_prefix == "system: s\n"
+    assert isinstance(prompt := generator.requests[0].prompt, Rendered)
+    assert prompt.kept_prefix() == "system: s\n"
 
 
 @pytest.mark.parametrize("path", ["/instruct", "/chat"])
@@ -193,7 +195,7 @@ def test_a_handler_answers_in_place_of_the_model(stream: bool) -> None:
         assert (json.loads(whole), done) == (expected, "[DONE]")
     else:
         assert response.json() == expected
-    wanted = ChatRequest(prompt="p", history=[("a", "b")], stop=["x"], stream=stream)
+    wanted = ChatRequest(prompt="p", history=[["a", "b"]], stop=["x"], stream=stream)
     assert seen == [wanted, False]
     assert not generator.requests
     assert post(app, "/instruct", {"prompt": "p"}).json()["response"] == "x"
