@@ -1,5 +1,6 @@
 """Every example does what it says, on the default model."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -92,6 +93,15 @@ def test_a_subclass_writes_its_own_prompts() -> None:
     assert printed.startswith("<|im_start|>system\nYou are a librarian.")
     assert "<|im_start|>user\nWho wrote Hamlet?<|im_end|>" in printed
     assert printed.split("<|im_start|>assistant\n")[1].strip()
+
+
+@pytest.mark.usefixtures("default_model_path")
+def test_a_subclass_answers_by_methods_of_its_own() -> None:
+    *answers, history = map(ast.literal_eval, run("own_answers.py").splitlines())
+    assert [answer["number"] for answer in answers] == [1, 2]
+    assert all(0 < answer["tokens_used"] <= 24 for answer in answers)
+    ((asked, answered),) = history
+    assert (asked, bool(answered)) == ("Say hello.", True)
 
 
 def test_requests_is_all_that_a_client_needs(server_url: str) -> None:

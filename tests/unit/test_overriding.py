@@ -12,7 +12,6 @@ from jaxserver.ports.errors import NoChatTemplate, UnsupportedMessages
 from jaxserver.ports.handlers import (
     Answer,
     ChatRequest,
-    History,
     InstructRequest,
     PageUpdates,
 )
@@ -196,55 +195,6 @@ def test_pieces_of_the_users_own_are_what_prompts_are_made_of(servers: Servers) 
     assert server.format_instruct(None, "i") == "[] i"
     assert server.format_chat(**TURNS) == "s<a>b<c>"
     assert server.formatter.format(TALK) == "s<a>b<c>"
-
-
-class DocumentedBodies(JAXServer):
-    """Answers the way the original's documentation shows, in words of its own."""
-
-    def forward_chat(self, data: ChatRequest) -> Answer:
-        if not self._funcs_generated:
-            return {"status": "down"}
-        prompt = self.process_chat_history(data.history or [])
-        prompt += self.config.prompt_prefix_chat + data.prompt
-        prompt += self.config.prompt_postfix_chat
-        response, used = None, None
-        for response, used in self.process(  # noqa: B007  # read after the loop
-            string=prompt, greedy=data.greedy, max_new_tokens=None
-        ):
-            ...
-        self.number_of_served_request_until_last_up_time += 1
-        return {"input": prompt, "response": response, "tokens_used": used}
-
-    def process_gradio_chat(
-        self,
-        prompt: str,
-        history: History,
-        max_new_tokens: int,
-        system: str,
-        greedy: bool,
-        **sampling: Any,
-    ) -> PageUpdates:
-        string = self.chat_format(history=history, prompt=prompt, system=system)
-        history.append([prompt, ""])
-        for response, _ in self.process(
-            string=string, greedy=greedy, max_new_tokens=max_new_tokens
-        ):
-            history[-1][-1] = response
-            yield "", history
-
-
-def test_bodies_as_the_original_documents_them_run(servers: Servers) -> None:
-    server = servers.open(DocumentedBodies)
-    client = TestClient(server.app(pages=False))
-    body = {"prompt": "c", "history": [["a", "b"]], "greedy": True}
-    answer = client.post("/chat", json=body).json()
-
-    assert answer["input"] == ByteFormatter().format(TALK[1:])
-    assert answer["tokens_used"] == 40
-    assert server.number_of_served_request_until_last_up_time == 1
-    updates = list(server.process_gradio_chat("hi", [], 10, "", True))
-    assert len(updates) > 1
-    assert updates[-1][0] == ""
 
 
 class WithPolish(JAXServer):
