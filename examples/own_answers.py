@@ -48,9 +48,13 @@ class Numbered(JAXServer):
         greedy: bool,
     ) -> Any:
         string = self.chat_format(history=history, prompt=prompt, system=system)
-        return (yield from self._shown(prompt, history, string, max_new_tokens, greedy))
+        return (
+            yield from self._page_updates(
+                prompt, history, string, max_new_tokens, greedy
+            )
+        )
 
-    def _shown(
+    def _page_updates(
         self, prompt: str, history: Pairs, string: str, most: int, greedy: bool
     ) -> Any:
         """What the page shows, while the answer comes and in the end."""
@@ -77,7 +81,11 @@ class Interview(Numbered):
     ) -> Any:
         turns = [f"Question: {ask}\nAnswer: {answer}\n" for ask, answer in history]
         string = f"{system}\n{''.join(turns)}Question: {prompt}\nAnswer:"
-        return (yield from self._shown(prompt, history, string, max_new_tokens, greedy))
+        return (
+            yield from self._page_updates(
+                prompt, history, string, max_new_tokens, greedy
+            )
+        )
 
 
 def main() -> None:

@@ -224,11 +224,8 @@ class JAXServer:
         """Answers `POST /chat`."""
         if not self._funcs_generated:
             return {"status": "down"}
-        history = [list(pair) for pair in data.history or ()]
-        string = self.chat_format(
-            history=history, prompt=data.prompt, system=data.system
-        )
-        return self._forward(string, data)
+        said = conversation(data.history, data.prompt, data.system)
+        return self._forward(Rendered.by(self.formatter, said), data)
 
     def process_gradio_chat(
         self,
@@ -240,16 +237,11 @@ class JAXServer:
         **sampling: Any,
     ) -> PageUpdates:
         """Answers the chat page: yields an emptied input box and the history."""
-        history = history or []
-        string = self.chat_format(history=history, prompt=prompt, system=system)
-        answers = self.process(
-            string, greedy=greedy, max_new_tokens=max_new_tokens, **sampling
-        )
-        answer = ""
-        for answer, _ in answers:
-            if self.config.stream_tokens_for_gradio:
-                yield "", [*history, [prompt, answer]]
-        yield "", [*history, [prompt, answer]]
+        said = conversation(history, prompt, system)
+        string = Rendered.by(self.formatter, said)
+        sampling = {**sampling, "greedy": greedy, "max_new_tokens": max_new_tokens}
+        for answer in self._shown(string, sampling):
+            yield "", [*(history or ()), [prompt, answer]]
 
     def process_gradio_instruct(
         self,
@@ -262,11 +254,8 @@ class JAXServer:
         """Answers the instruct page: yields an emptied input box and the answer."""
         string = self._instruction(prompt, system)
         sampling = {**sampling, "greedy": greedy, "max_new_tokens": max_new_tokens}
-        answer = ""
-        for answer, _ in self.process(string, **sampling):
-            if self.config.stream_tokens_for_gradio:
-                yield "", answer
-        yield "", answer
+        for answer in self._shown(string, sampling):
+            yield "", answer
 
     def app(self, *, pages: bool = True) -> fastapi.FastAPI:
         """The HTTP application, to serve as it is or to mount in another one.
@@ -355,6 +344,14 @@ class JAXServer:
     def _funcs_generated(self) -> bool:
         """Whether it can answer; the original's name for it."""
         return self.is_ready()
+
+    def _shown(self, string: str, sampling: Mapping[str, Any]) -> Iterator[str]:
+        """An answer as the pages show it: while it comes, or whole."""
+        answer = ""
+        for answer, _ in self.process(string, **sampling):
+            if self.config.stream_tokens_for_gradio:
+                yield answer
+        yield answer
 
     def _forward(self, string: str, data: InstructRequest | ChatRequest) -> Answer:
         response, used_tokens = "", 0

@@ -5,8 +5,7 @@ import contextlib
 import dataclasses
 import gc
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -38,39 +37,53 @@ def pieces(count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def scripted(seconds: float) -> Iterator[Generator]:
-    yield ScriptedGenerator(*pieces(9), chunk_seconds=seconds, seed=SEED)
+def scripted() -> Iterator[ScriptedGenerator]:
+    yield ScriptedGenerator(*pieces(9), seed=SEED)
 
 
 @contextlib.contextmanager
-def engine(seconds: float) -> Iterator[TextEngine]:
-    def prepare(device: engines.HookedDevice) -> None:
-        device.before_step = lambda kind: time.sleep(seconds)
-
-    with engines.running(engines.Parts(prepare=prepare)) as running:
+def engine() -> Iterator[TextEngine]:
+    with engines.running() as running:
         yield running
 
 
-Open = Callable[[float], contextlib.AbstractContextManager[Generator]]
+@contextlib.contextmanager
+def held_script() -> Iterator[ScriptedGenerator]:
+    with scripted() as generator:
+
+        def is_due(number: int) -> bool:
+            is_cancelled = any(s.cancelled.is_set() for s in generator.streams)
+            return number == 0 or is_cancelled
+
+        generator.is_due = is_due
+        yield generator
 
 
-@pytest.fixture(params=[scripted, engine], ids=["scripted", "engine"])
-def opened(request: pytest.FixtureRequest) -> Open:
-    implementation: Open = request.param
-    return implementation
+@contextlib.contextmanager
+def held_engine() -> Iterator[TextEngine]:
+    with engines.gated() as (held, gate), pytest.MonkeyPatch.context() as patch:
+        cancel = held.loop.cancel
+
+        def cancel_and_go_on(request_id: int) -> None:
+            cancel(request_id)
+            gate.open()
+
+        patch.setattr(held.loop, "cancel", cancel_and_go_on)
+        gate.allow(4)
+        yield held
 
 
-@pytest.fixture
-def generator(opened: Open) -> Iterator[Generator]:
+@pytest.fixture(params=[scripted, engine])
+def generator(request: pytest.FixtureRequest) -> Iterator[Generator]:
     """Answers as fast as it can."""
-    with opened(0.0) as quick:
+    with request.param() as quick:
         yield quick
 
 
-@pytest.fixture
-def slow(opened: Open) -> Iterator[Generator]:
-    """Takes its time for each chunk, so that there is something to cancel."""
-    with opened(0.1) as patient:
+@pytest.fixture(params=[held_script, held_engine])
+def held(request: pytest.FixtureRequest) -> Iterator[Generator]:
+    """Begins its answers, and goes on when one of them is cancelled."""
+    with request.param() as patient:
         yield patient
 
 
@@ -155,9 +168,9 @@ def test_reading_may_go_on_where_it_was_left(generator: Generator) -> None:
 
 
 def test_an_answer_cancelled_before_it_is_read_is_one_last_chunk(
-    slow: Generator,
+    held: Generator,
 ) -> None:
-    stream = slow.generate(LONG)
+    stream = held.generate(LONG)
     stream.cancel()
     chunks = list(stream)
 
@@ -166,9 +179,9 @@ def test_an_answer_cancelled_before_it_is_read_is_one_last_chunk(
 
 
 def test_cancelling_between_chunks_ends_the_answer_with_a_last_chunk(
-    slow: Generator,
+    held: Generator,
 ) -> None:
-    stream = slow.generate(LONG)
+    stream = held.generate(LONG)
     first = next(stream)
     stream.cancel()
     rest = list(stream)
@@ -181,21 +194,40 @@ def test_cancelling_between_chunks_ends_the_answer_with_a_last_chunk(
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["for", "async for"])
 def test_a_reader_that_waits_hears_of_a_cancel_from_another_thread(
-    slow: Generator, is_async: bool
+    held: Generator, is_async: bool
 ) -> None:
-    stream = slow.generate(LONG)
-    timer = threading.Timer(0.05, stream.cancel)
-    timer.start()
-    chunks = asyncio.run(read(stream)) if is_async else list(stream)
-    timer.join()
+    stream, has_begun = held.generate(LONG), threading.Event()
+
+    def cancel() -> None:
+        assert has_begun.wait(20)
+        stream.cancel()
+
+    def read_on() -> list[Chunk]:
+        chunks = []
+        for chunk in stream:
+            chunks.append(chunk)
+            has_begun.set()
+        return chunks
+
+    async def read_on_in_a_loop() -> list[Chunk]:
+        chunks = []
+        async for chunk in stream:
+            chunks.append(chunk)
+            has_begun.set()
+        return chunks
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    chunks = asyncio.run(read_on_in_a_loop()) if is_async else read_on()
+    thread.join()
 
     assert is_cancelled(chunks)
 
 
 def test_cancelling_any_number_of_times_from_many_threads_is_one_cancel(
-    slow: Generator,
+    held: Generator,
 ) -> None:
-    stream = slow.generate(LONG)
+    stream = held.generate(LONG)
     next(stream)
     threads = [threading.Thread(target=stream.cancel) for _ in range(8)]
     for thread in threads:
@@ -219,8 +251,8 @@ def test_cancelling_a_finished_answer_does_nothing(generator: Generator) -> None
     assert not is_cancelled(list(generator.generate(SHORT)))
 
 
-def test_leaving_the_context_cancels(slow: Generator) -> None:
-    with slow.generate(LONG) as stream:
+def test_leaving_the_context_cancels(held: Generator) -> None:
+    with held.generate(LONG) as stream:
         next(stream)
 
     assert is_cancelled(list(stream))
@@ -235,8 +267,8 @@ def test_leaving_the_context_of_a_finished_answer_leaves_it_alone(
     assert not is_cancelled(chunks)
 
 
-def test_an_error_inside_the_context_cancels_and_goes_on(slow: Generator) -> None:
-    with pytest.raises(KeyError), slow.generate(LONG) as stream:
+def test_an_error_inside_the_context_cancels_and_goes_on(held: Generator) -> None:
+    with pytest.raises(KeyError), held.generate(LONG) as stream:
         raise KeyError
 
     assert is_cancelled(list(stream))
@@ -263,26 +295,31 @@ def test_several_event_loops_read_at_once(generator: Generator) -> None:
 
 
 def test_an_event_loop_that_closes_while_it_waits_hurts_nobody_else(
-    slow: Generator,
+    held: Generator,
 ) -> None:
-    left = slow.generate(LONG)
-    loop = asyncio.new_event_loop()
-    waiting = loop.create_task(read(left))
-    loop.run_until_complete(asyncio.sleep(0.01))
+    left = held.generate(LONG)
+    loop, has_begun = asyncio.new_event_loop(), asyncio.Event()
+
+    async def read_on() -> None:
+        async for _ in left:
+            has_begun.set()
+
+    waiting = loop.create_task(read_on())
+    loop.run_until_complete(has_begun.wait())
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         loop.run_until_complete(waiting)
     loop.close()
-    other = slow.generate(SHORT)
+    other = held.generate(SHORT)
+    left.cancel()
 
     assert not is_cancelled(list(other))
-    left.cancel()
     assert is_cancelled(list(left))
 
 
 @pytest.fixture
 def real() -> Iterator[Generator]:
-    with engine(0.0) as running:
+    with engine() as running:
         yield running
 
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import requests
-from gradio_client import Client
 
 from examples.own_answers import Interview, Numbered
 from jaxserver.ports.handlers import ChatRequest, InstructRequest
 from jaxserver.server import JAXServer
-from tests.unit.tiny_server import Servers, tiny_servers
+from tests.unit.tiny_server import Servers, page_texts, tiny_servers
 
 pytestmark = pytest.mark.filterwarnings(
     # Gradio names a constant that Starlette has renamed.
@@ -59,14 +58,6 @@ def by_methods(server: JAXServer, route: str, body: dict[str, Any]) -> Any:
     return server.forward_instruct(InstructRequest(**body))
 
 
-def by_page(server: JAXServer, **body: Any) -> list[str]:
-    """What a client of the chat page sees, each text once."""
-    address = f"{server.url}/gradio_chat"
-    client = Client(address, verbose=False, analytics_enabled=False)
-    job = client.submit("c", **body, greedy=True, max_new_tokens=40, api_name="/chat")
-    return list(dict.fromkeys(job))
-
-
 def by_generator(server: JAXServer, history: Any, system: str) -> tuple[int, Any]:
     """How often the method yields, and its last update."""
     updates: Any = server.process_gradio_chat("c", history, 40, system, True)
@@ -107,7 +98,9 @@ def test_an_own_page_shows_what_the_servers_page_shows(
     pairs = [list(turn) for turn in history]
     *_, last = plain.process_gradio_chat("c", history, 40, system, True)
     yielded, returned = by_generator(numbered, pairs, system)
-    texts = by_page(numbered, history=history, system=system)
+    texts = page_texts(
+        numbered, "chat", "c", history=history, system=system, greedy=True
+    )
 
     assert returned == last
     assert texts[0] == ""
@@ -125,6 +118,6 @@ def test_a_page_with_prompts_of_its_own_shows_their_answer(
     _, returned = by_generator(interview, [["a", "b"]], "s")
 
     assert returned == ("", [["a", "b"], ["c", answer]])
-    texts = by_page(interview, history=HISTORY, system="s")
+    texts = page_texts(interview, "chat", "c", history=HISTORY, system="s", greedy=True)
     assert texts[-1] == answer
     assert (len(texts) > 2) == interview.config.stream_tokens_for_gradio

@@ -8,17 +8,18 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jaxserver.overriding import own_handlers
-from jaxserver.ports.errors import NoChatTemplate, UnsupportedMessages
+from jaxserver.ports.errors import EngineFailed, NoChatTemplate, UnsupportedMessages
 from jaxserver.ports.handlers import (
     Answer,
     ChatRequest,
     InstructRequest,
     PageUpdates,
 )
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import Message
 from jaxserver.server import JAXServer
 from tests.fakes import ByteFormatter
-from tests.unit.tiny_server import Servers, tiny_servers
+from tests.unit.tiny_server import Servers, page_texts, tiny_servers
 from tests.waiting import eventually
 
 TALK = [
@@ -30,6 +31,12 @@ TALK = [
 TURNS: dict[str, Any] = {"history": [["a", "b"]], "prompt": "c", "system": "s"}
 CHAT = ChatRequest(prompt="c", system="s", history=[("a", "b")], max_new_tokens=1)
 INSTRUCT = InstructRequest(prompt="i", system="s", max_new_tokens=1)
+
+
+pytestmark = pytest.mark.filterwarnings(
+    # Gradio names a constant that Starlette has renamed.
+    "ignore:'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated"
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,33 @@ def test_every_route_uses_the_override(servers: Servers, kind: type[JAXServer]) 
     assert answer["usage"]["prompt_tokens"] == len(prompt)
 
 
+@pytest.mark.parametrize("kind", [ByMethods, ByFunctions, ByOlderName])
+def test_the_chat_page_uses_the_override(
+    servers: Servers, kind: type[JAXServer]
+) -> None:
+    server = servers.open(kind)
+    server.fire()
+    *_, (answer, _) = server.process(Rendered("s|[['a', 'b']]|c"), greedy=True)
+
+    body: dict[str, Any] = {"history": [["a", "b"]], "system": "s", "greedy": True}
+    assert page_texts(server, "chat", "c", **body)[-1] == answer
+    *_, (_, shown) = server.process_gradio_chat("c", [["a", "b"]], 40, "s", True)
+    assert shown == [["a", "b"], ["c", answer]]
+
+
+@pytest.mark.parametrize("kind", [ByMethods, ByFunctions])
+def test_the_instruct_page_uses_the_override(
+    servers: Servers, kind: type[JAXServer]
+) -> None:
+    server = servers.open(kind)
+    server.fire()
+    *_, (answer, _) = server.process(Rendered("s|i"), greedy=True)
+
+    assert page_texts(server, "instruct", "i", system="s", greedy=True)[-1] == answer
+    *_, (_, shown) = server.process_gradio_instruct("i", "s", 40, True)
+    assert shown == answer
+
+
 def test_a_method_put_on_the_object_is_an_override(servers: Servers) -> None:
     server = servers.open()
 
@@ -143,10 +177,13 @@ def test_only_what_is_the_users_own_is_given_to_the_adapters(servers: Servers) -
     assert nothing == type(nothing)()
 
 
-def test_an_own_answer_is_what_the_route_gives(servers: Servers) -> None:
-    client = TestClient(servers.open(OwnAnswers).app(pages=False))
+def test_an_own_answer_is_what_the_route_or_page_gives(servers: Servers) -> None:
+    server = servers.open(OwnAnswers)
+    client = TestClient(server.app(pages=False))
+    server.fire()
 
     assert client.post("/chat", json={"prompt": "p"}).json() == {"mine": "p"}
+    assert page_texts(server, "instruct", "p") == ["", "p"]
 
 
 def test_an_own_process_answers_everything(servers: Servers) -> None:
@@ -157,10 +194,9 @@ def test_an_own_process_answers_everything(servers: Servers) -> None:
     instruct = client.post("/instruct", json={"prompt": "p"}).json()
     assert instruct["response"] == instruct["input"][::-1]
     assert instruct["tokens_used"] == 7
-    assert list(server.process_gradio_instruct("p", "", 9, True))[-1] == (
-        "",
-        instruct["response"],
-    )
+    server.fire()
+    for page in ("chat", "instruct"):
+        assert page_texts(server, page, "p")[-1] == instruct["response"]
 
 
 def test_the_pieces_of_the_configuration_compose_to_the_models_prompt(
@@ -214,6 +250,33 @@ def test_an_override_may_call_what_it_overrides(servers: Servers) -> None:
     assert answer["polished"] is True
     expected = ByteFormatter().format([TALK[0], Message(role="user", content="i")])
     assert answer["input"] == expected + "Sure: "
+
+
+class SumsUp(JAXServer):
+    """Asks the model while it writes a prompt down."""
+
+    def format_chat(
+        self, history: Sequence[Sequence[str]], prompt: str, system: str | None
+    ) -> str:
+        *_, (summary, _) = self.process("sum up", greedy=True, max_new_tokens=4)
+        return summary + prompt
+
+
+def test_an_override_may_ask_the_model(servers: Servers) -> None:
+    server = servers.open(SumsUp)
+    *_, (summary, _) = server.process("sum up", greedy=True, max_new_tokens=4)
+
+    assert server.forward_chat(ChatRequest(prompt="p"))["input"] == f"{summary}p"
+
+
+def test_one_that_asks_the_model_when_its_prompt_is_cut_fails_alone(
+    servers: Servers,
+) -> None:
+    server = servers.open(SumsUp)
+
+    with pytest.raises(EngineFailed, match="when it is cut"):
+        server.forward_chat(ChatRequest(prompt="x" * 1000))
+    assert server.forward_chat(ChatRequest(prompt="p"))["response"]
 
 
 class OwnHistory(JAXServer):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from jaxserver import server as server_module
 from jaxserver import wiring
@@ -136,6 +137,32 @@ def test_process_hardly_begins_when_its_token_was_set_before(held: JAXServer) ->
     pairs = contextvars.copy_context().run(read)
 
     assert pairs[-1][1] < 300
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("route", ["instruct", "chat"])
+def test_the_originals_routes_cut_where_so_configured(
+    servers: Servers, route: str, cuts: bool
+) -> None:
+    client = TestClient(servers.open(use_prefix_tokenizer=cuts).app(pages=False))
+    answered = client.post(f"/{route}", json={"prompt": "x" * 1000})
+
+    if cuts:
+        assert answered.json()["prompt_tokens_dropped"] > 600
+    else:
+        assert answered.status_code == 400
+        assert answered.json()["error"]["code"] == "prompt_too_long"
+
+
+def test_openais_routes_never_cut(server: JAXServer) -> None:
+    client = TestClient(server.app(pages=False))
+    messages = [{"role": "user", "content": "x" * 1000}]
+    for route, body in [
+        ("completions", {"prompt": "x" * 1000}),
+        ("chat/completions", {"messages": messages}),
+    ]:
+        refused = client.post(f"/v1/{route}", json=body).json()["error"]
+        assert refused["code"] == "context_length_exceeded"
 
 
 def test_a_prompt_that_is_too_long_is_cut(server: JAXServer) -> None:

@@ -7,14 +7,16 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from jaxserver import wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
-from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
 from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
 from tests.contract.tiny_tokenizers import save, single_digits
@@ -162,16 +164,22 @@ def test_a_plan_reads_no_weights(config: ServerConfig, tmp_path: Path) -> None:
     assert wiring.plan(other).num_parameters == wiring.plan(config).num_parameters
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
-    config: ServerConfig, caplog: pytest.LogCaptureFixture
+    config: ServerConfig,
+    model: wiring.Model,
+    caplog: pytest.LogCaptureFixture,
+    dtype: str,
 ) -> None:
-    half = dataclasses.replace(config, dtype="bf16")
+    half = dataclasses.replace(config, dtype=dtype)
     with caplog.at_level(logging.INFO, "jaxserver"):
         loaded = wiring.load_model(half, nobody)
 
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(loaded.params)}
-    assert dtypes == {np.dtype(np.float32)}
-    assert "bfloat16 weights are computed in float32" in caplog.text
+    rounded = jax.tree.map(
+        lambda leaf: leaf.astype(DTYPES[dtype]).astype(jnp.float32), model.params
+    )
+    chex.assert_trees_all_equal(loaded.params, rounded, strict=True)
+    assert f"{DTYPES[dtype]} weights are computed in float32" in caplog.text
 
 
 def test_the_number_of_slots_is_chosen_by_device_where_nobody_does(

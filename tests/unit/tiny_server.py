@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gradio_client import Client
 
 from jaxserver import hosting
 from jaxserver import server as server_module
@@ -89,3 +90,10 @@ def tiny_servers() -> Iterator[Servers]:
             yield servers
         finally:
             servers.end()
+
+
+def page_texts(server: JAXServer, page: str, text: str, **fields: Any) -> list[str]:
+    """What a client of the chat or instruct page is shown, each text once."""
+    address = f"{server.url}/gradio_{page}"
+    client = Client(address, verbose=False, analytics_enabled=False)
+    return list(dict.fromkeys(client.submit(text, **fields, api_name=f"/{page}")))
