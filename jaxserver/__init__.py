@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.handlers import ChatRequest, InstructRequest
+from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
@@ -24,6 +25,7 @@ __all__ = [
     "InstructRequest",
     "JAXServer",
     "Message",
+    "Rendered",
     "SamplingParams",
     "ServerConfig",
 ]

@@ -264,6 +264,26 @@ def test_a_handler_without_sampling_hides_its_sliders(tab: Page) -> None:
         expect(tab.locator("#temperature, #top_p, #top_k")).to_have_count(3)
 
 
+def test_a_handler_that_only_returns_is_shown_and_gets_its_pairs_back(
+    tab: Page,
+) -> None:
+    given: list[History] = []
+
+    def handler(prompt: str, history: History, *_: object) -> Any:
+        given.append([list(turn) for turn in history])
+        history.append([prompt, f"{prompt}!"])
+        return "", history
+        yield
+
+    handlers = Handlers(process_gradio_chat=handler)
+    with pages(ScriptedGenerator("ours"), handlers=handlers) as address:
+        visit(tab, address)
+        for text in ("hello", "again"):
+            say(tab, text)
+            expect(shown(tab).last).to_have_text(f"{text}!")
+    assert given == [[], [["hello", "hello!"]]]
+
+
 def test_two_tabs_share_nothing(browser: Browser) -> None:
     generator = ScriptedGenerator("a ", "b ", "c", chunk_seconds=SLOW)
     with (

@@ -11,10 +11,6 @@ from jaxserver.ports.handlers import ChatRequest, InstructRequest
 from jaxserver.server import JAXServer
 from tests.unit.tiny_server import Servers, page_texts, tiny_servers
 
-pytestmark = pytest.mark.filterwarnings(
-    # Gradio names a constant that Starlette has renamed.
-    "ignore:'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated"
-)
 HISTORY = [["a", "b"]]
 ROUTES = [
     ("instruct", {"prompt": "c", "system": "s", "greedy": True}),

@@ -33,12 +33,6 @@ CHAT = ChatRequest(prompt="c", system="s", history=[("a", "b")], max_new_tokens=
 INSTRUCT = InstructRequest(prompt="i", system="s", max_new_tokens=1)
 
 
-pytestmark = pytest.mark.filterwarnings(
-    # Gradio names a constant that Starlette has renamed.
-    "ignore:'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated"
-)
-
-
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
     with tiny_servers() as made:

@@ -29,7 +29,7 @@ class _Sampling(WireModel):
 
 
 class InstructBody(_Sampling):
-    """One instruction; null is the server's default."""
+    """One instruction; null, and an empty system, is the server's default."""
 
     prompt: str
     system: str | None = None
@@ -39,7 +39,10 @@ class InstructBody(_Sampling):
 
 
 class ChatBody(_Sampling):
-    """One turn of a conversation; history holds pairs of user and assistant."""
+    """One turn of a conversation; history holds pairs of user and assistant.
+
+    Null, and an empty system, is the server's default.
+    """
 
     prompt: str
     system: str | None = None

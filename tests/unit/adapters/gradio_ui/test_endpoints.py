@@ -24,11 +24,6 @@ from tests.fakes import ByteFormatter, ScriptedGenerator
 from tests.unit.adapters.gradio_ui.serving import pages, served
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.filterwarnings(
-    # Gradio names a constant that Starlette has renamed.
-    "ignore:'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated"
-)
-
 
 def client(address: str, page: str) -> Client:
     return Client(f"{address}/{page}", verbose=False, analytics_enabled=False)
