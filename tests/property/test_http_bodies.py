@@ -132,9 +132,9 @@ SAMPLING = {
     "system": st.none() | TEXT,
 }
 INSTRUCTIONS = st.fixed_dictionaries({"prompt": TEXT}, optional=SAMPLING)
+PAIRS = st.lists(st.lists(TEXT, min_size=2, max_size=2))
 TURNS = st.fixed_dictionaries(
-    {"prompt": TEXT},
-    optional={**SAMPLING, "history": st.none() | st.lists(st.tuples(TEXT, TEXT))},
+    {"prompt": TEXT}, optional={**SAMPLING, "history": st.none() | PAIRS}
 )
 
 
