@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import fastapi
@@ -28,12 +28,12 @@ from jaxserver.ports.handlers import (
     sampling_fields,
 )
 from jaxserver.ports.model import Params
-from jaxserver.ports.progress import Progress
+from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.snapshot import reachable_host
-from jaxserver.wiring import Model, load_model, take_model
+from jaxserver.wiring import Load, Model, load_model, load_torch_model, take_model
 
 DRAIN_SECONDS = 30.0
 
@@ -82,11 +82,22 @@ class JAXServer:
             BrokenCheckpoint: A file does not hold what it should.
             UnsupportedModel: The model cannot be served.
         """
-        given = ServerConfig.of(config)
-        if model is not None:
-            given = dataclasses.replace(given, model=os.fspath(model))
-        server = cls(given)
+        server = cls(ServerConfig.of(config, model))
         server.open(progress)
+        return server
+
+    @classmethod
+    def from_torch_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        config: ServerConfig | Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Loads PyTorch's weights by the Flax class's own `from_pt`, with PyTorch.
+
+        Safetensors need none: `load` reads them. The errors are those of `load`.
+        """
+        server = cls(ServerConfig.of(config, path))
+        server._start(load_torch_model)
         return server
 
     @classmethod
@@ -111,21 +122,18 @@ class JAXServer:
             UnsupportedModel: The model has no language-model head, or a setting that
                 its class does not apply.
         """
-        given = ServerConfig.of(config)
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
-        server = cls(dataclasses.replace(given, model=name))
-        server._start(
-            lambda: take_model(model, params, tokenizer, server.config), _no_progress
-        )
+        server = cls(ServerConfig.of(config, name))
+        server._start(lambda config, _: take_model(model, params, tokenizer, config))
         return server
 
     def open(self, progress: Progress | None = None) -> None:
         """Loads, compiles and starts; the errors are those of `load`."""
-        report = progress or _no_progress
-        self._start(lambda: load_model(self.config, report), report)
+        self._start(load_model, progress)
 
-    def _start(self, load: Callable[[], Model], report: Progress) -> None:
-        self._host.open(load, self._take_pieces, report)
+    def _start(self, load: Load, progress: Progress | None = None) -> None:
+        report = progress or no_progress
+        self._host.open(lambda: load(self.config, report), self._take_pieces, report)
 
     def _take_pieces(self, model: Model) -> None:
         self._pieces = Pieces(model.formatter, self._host.config)
@@ -133,7 +141,7 @@ class JAXServer:
 
     def compile(self, progress: Progress | None = None) -> None:
         """Compiles what `pre_compile = false` left for later."""
-        self._host.compile(progress or _no_progress)
+        self._host.compile(progress or no_progress)
 
     def generate(self, request: GenerationRequest) -> Stream:
         """Queues a request; see `ports.generator.Generator`."""
@@ -372,10 +380,8 @@ class JAXServer:
         return is_overridden(self, JAXServer, name)
 
     def _has_own_chat_pieces(self) -> bool:
-        has_keys = (
-            self._host.config.prompt_prefix_chat
-            or self._host.config.prompt_postfix_chat
-        )
+        config = self._host.config
+        has_keys = config.prompt_prefix_chat or config.prompt_postfix_chat
         return bool(has_keys) or self._overrides("process_chat_history")
 
     def _chat_formatter(self) -> PromptFormatter:
@@ -392,7 +398,3 @@ class JAXServer:
         if self._overrides("format_instruct") or self._host.config.instruct_format:
             return InstructOverride(format_instruct=self.format_instruct)
         return self._host.loaded().formatter
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """Nobody asked how far things are."""
