@@ -130,7 +130,11 @@ def _class_of_type(config: Any) -> Any:
 def _without_weights(kind: Any, config: Any, dtype: Any) -> Any:
     """Of a class that cannot be made without weights, only their shapes are made."""
     if config.model_type != "encoder-decoder":
-        return kind(config, dtype=dtype, _do_init=False)
+        try:
+            return kind(config, dtype=dtype, _do_init=False)
+        except Exception as error:  # it raises whatever its many classes raise
+            model = f"{kind.__name__} with these settings ({error})"
+            raise UnsupportedModel(model, "settings that its class takes") from error
     made: list[Any] = []
     jax.eval_shape(lambda: made.append(kind(config, dtype=dtype)))
     (model,) = made
