@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from jaxserver import JAXServer, wiring
 from jaxserver.core.params import TransformerParams
@@ -137,7 +138,6 @@ def test_from_torch_pretrained_needs_pytorch_and_says_what_does_not(
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_pytorchs_own_files_answer_as_safetensors_do(kind: str, tmp_path: Path) -> None:
     import torch  # noqa: PLC0415  # there or not
-    import transformers  # noqa: PLC0415
 
     tiny = random_flax(kind)
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """A folder of a Flax class answers as the same model in memory does."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,14 +74,20 @@ def answers(model: wiring.Model, compiled: CompiledSteps) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def memory(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Memory:
-    tiny = small(request.param)
-    model = wiring.take_model(tiny.model, tiny.params, tokenizer(), CONFIG)
-    with compile_cache(tmp_path_factory.mktemp("compiled")):
-        compiled = wiring.compile_model(model, CONFIG, nobody)
-    return Memory(tiny, compiled, answers(model, compiled))
+def memory_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Memory]:
+    """Makes each kind once."""
+
+    @functools.cache
+    def make(kind: str) -> Memory:
+        tiny = small(kind)
+        model = wiring.take_model(tiny.model, tiny.params, tokenizer(), CONFIG)
+        with compile_cache(tmp_path_factory.mktemp("compiled")):
+            compiled = wiring.compile_model(model, CONFIG, nobody)
+        return Memory(tiny, compiled, answers(model, compiled))
+
+    return make
 
 
 def write_stream(tiny: TinyFlax, folder: Path) -> Path:
@@ -122,13 +129,13 @@ def write(tiny: TinyFlax, folder: Path, layout: str = "whole") -> ServerConfig:
 
 
 @pytest.mark.parametrize(
-    ("memory", "layout"),
-    [("gpt2", layout) for layout in WRITERS] + [("t5", "shards"), ("t5", "pytorch")],
-    indirect=["memory"],
+    ("kind", "layout"),
+    [*(("gpt2", layout) for layout in WRITERS), ("t5", "shards"), ("t5", "pytorch")],
 )
 def test_answers_are_those_of_the_model_in_memory(
-    memory: Memory, layout: str, tmp_path: Path
+    memory_of: Callable[[str], Memory], kind: str, layout: str, tmp_path: Path
 ) -> None:
+    memory = memory_of(kind)
     config = write(memory.tiny, tmp_path, layout)
     model = wiring.load_model(config, nobody)
     assert answers(model, memory.compiled) == memory.answers
@@ -136,8 +143,11 @@ def test_answers_are_those_of_the_model_in_memory(
 
 @pytest.fixture
 def server(
-    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory_of: Callable[[str], Memory],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[JAXServer]:
+    memory = memory_of("gpt2")
     config = write(memory.tiny, tmp_path, "stream")
     monkeypatch.setattr(hosting, "compile_model", lambda *_: memory.compiled)
     server = JAXServer.load(tmp_path, dataclasses.replace(config, model="another"))
@@ -145,7 +155,6 @@ def server(
     server.end()
 
 
-@pytest.mark.parametrize("memory", ["gpt2"], indirect=True)
 def test_a_server_is_loaded_from_a_path(server: JAXServer, tmp_path: Path) -> None:
     greedy = SamplingParams(greedy=True, max_new_tokens=3, ignore_eos=True)
     stream = server.generate(GenerationRequest(prompt=PROMPTS[0], sampling=greedy))
