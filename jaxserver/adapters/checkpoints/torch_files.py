@@ -76,12 +76,13 @@ def _load(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         is_zip = opened.read(2) == b"PK"
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # it raises whatever its many readers raise
-        raise broken(file, "tensors that PyTorch reads", str(error)[:200]) from error
-    if not isinstance(found, Mapping):
-        raise broken(file, "tensors by name", type(found).__name__)
-    return dict(found)
+        found = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise broken(file, "tensors that PyTorch reads", found) from error
+    if not isinstance(tensors, Mapping):
+        raise broken(file, "tensors by name", type(tensors).__name__)
+    return dict(tensors)
 
 
 class TorchTensors:
