@@ -1,12 +1,12 @@
 """A folder of a Flax class answers as the same model in memory does."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import msgpack
 import numpy as np
 import pytest
@@ -74,20 +74,12 @@ def answers(model: wiring.Model, compiled: CompiledSteps) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def memory_of(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], Memory]:
-    """Makes each kind once."""
-
-    @functools.cache
-    def make(kind: str) -> Memory:
-        tiny = small(kind)
-        model = wiring.take_model(tiny.model, tiny.params, tokenizer(), CONFIG)
-        with compile_cache(tmp_path_factory.mktemp("compiled")):
-            compiled = wiring.compile_model(model, CONFIG, nobody)
-        return Memory(tiny, compiled, answers(model, compiled))
-
-    return make
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
+    tiny = small("gpt2")
+    model = wiring.take_model(tiny.model, tiny.params, tokenizer(), CONFIG)
+    with compile_cache(tmp_path_factory.mktemp("compiled")):
+        compiled = wiring.compile_model(model, CONFIG, nobody)
+    return Memory(tiny, compiled, answers(model, compiled))
 
 
 def write_stream(tiny: TinyFlax, folder: Path) -> Path:
@@ -128,26 +120,32 @@ def write(tiny: TinyFlax, folder: Path, layout: str = "whole") -> ServerConfig:
     return dataclasses.replace(CONFIG, model=str(folder))
 
 
-@pytest.mark.parametrize(
-    ("kind", "layout"),
-    [*(("gpt2", layout) for layout in WRITERS), ("t5", "shards"), ("t5", "pytorch")],
-)
+@pytest.mark.parametrize("layout", WRITERS)
 def test_answers_are_those_of_the_model_in_memory(
-    memory_of: Callable[[str], Memory], kind: str, layout: str, tmp_path: Path
+    memory: Memory, layout: str, tmp_path: Path
 ) -> None:
-    memory = memory_of(kind)
     config = write(memory.tiny, tmp_path, layout)
     model = wiring.load_model(config, nobody)
     assert answers(model, memory.compiled) == memory.answers
 
 
+@pytest.mark.parametrize("layout", ["shards", "pytorch"])
+def test_a_model_with_an_encoder_is_that_in_memory(layout: str, tmp_path: Path) -> None:
+    tiny = small("t5")
+    config = write(tiny, tmp_path, layout)
+    loaded = wiring.load_model(config, nobody)
+    in_memory = wiring.take_model(tiny.model, tiny.params, tokenizer(), config)
+    assert loaded.fns.encode is not None
+    assert loaded.fns.decoder_prompt == in_memory.fns.decoder_prompt == (0,)
+    assert loaded.engine == in_memory.engine
+    assert loaded.tokenizer.eos_ids == in_memory.tokenizer.eos_ids
+    chex.assert_trees_all_equal(flat(loaded.params), flat(in_memory.params))
+
+
 @pytest.fixture
 def server(
-    memory_of: Callable[[str], Memory],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[JAXServer]:
-    memory = memory_of("gpt2")
     config = write(memory.tiny, tmp_path, "stream")
     monkeypatch.setattr(hosting, "compile_model", lambda *_: memory.compiled)
     server = JAXServer.load(tmp_path, dataclasses.replace(config, model="another"))
