@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import fastapi
@@ -27,12 +27,12 @@ from jaxserver.ports.handlers import (
     sampling_fields,
 )
 from jaxserver.ports.model import Params
-from jaxserver.ports.progress import Progress
+from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.snapshot import reachable_host
-from jaxserver.wiring import Model, load_model, take_model
+from jaxserver.wiring import Load, Model, load_model, load_torch_model, take_model
 
 DRAIN_SECONDS = 30.0
 
@@ -84,11 +84,22 @@ class JAXServer:
             BrokenCheckpoint: A file does not hold what it should.
             UnsupportedModel: The model cannot be served.
         """
-        given = ServerConfig.of(config)
-        if model is not None:
-            given = dataclasses.replace(given, model=os.fspath(model))
-        server = cls(given)
+        server = cls(ServerConfig.of(config, model))
         server.open(progress)
+        return server
+
+    @classmethod
+    def from_torch_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        config: ServerConfig | Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Loads PyTorch's weights by the Flax class's own `from_pt`, with PyTorch.
+
+        Safetensors need none: `load` reads them. The errors are those of `load`.
+        """
+        server = cls(ServerConfig.of(config, path))
+        server._start(load_torch_model)
         return server
 
     @classmethod
@@ -113,21 +124,18 @@ class JAXServer:
             UnsupportedModel: The model has no language-model head, or a setting that
                 its class does not apply.
         """
-        given = ServerConfig.of(config)
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
-        server = cls(dataclasses.replace(given, model=name))
-        server._start(
-            lambda: take_model(model, params, tokenizer, server.config), _no_progress
-        )
+        server = cls(ServerConfig.of(config, name))
+        server._start(lambda config, _: take_model(model, params, tokenizer, config))
         return server
 
     def open(self, progress: Progress | None = None) -> None:
         """Loads, compiles and starts; the errors are those of `load`."""
-        report = progress or _no_progress
-        self._start(lambda: load_model(self.config, report), report)
+        self._start(load_model, progress)
 
-    def _start(self, load: Callable[[], Model], report: Progress) -> None:
-        self._host.open(load, self._take_pieces, report)
+    def _start(self, load: Load, progress: Progress | None = None) -> None:
+        report = progress or no_progress
+        self._host.open(lambda: load(self.config, report), self._take_pieces, report)
 
     def _take_pieces(self, model: Model) -> None:
         self._pieces = Pieces(model.formatter, self._host.config)
@@ -135,7 +143,7 @@ class JAXServer:
 
     def compile(self, progress: Progress | None = None) -> None:
         """Compiles what `pre_compile = false` left for later."""
-        self._host.compile(progress or _no_progress)
+        self._host.compile(progress or no_progress)
 
     def generate(self, request: GenerationRequest) -> Stream:
         """Queues a request; see `ports.generator.Generator`."""
@@ -363,7 +371,3 @@ class JAXServer:
     def _instruction(self, prompt: str, system: str | None) -> str:
         messages = conversation([], prompt, system)
         return Rendered.by(self._writers.instruct(), messages)
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """Nobody asked how far things are."""

@@ -7,35 +7,40 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.sharding import Mesh
 
 from jaxserver.adapters.checkpoints.cache import cache_folder
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
+from jaxserver.adapters.checkpoints.torch_files import need_torch
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
+from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
 from jaxserver.adapters.telemetry.log import LogTelemetry, NoTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
 from jaxserver.adapters.tokenizers import gguf as gguf_tokenizer
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
-from jaxserver.core.config import EngineConfig, ModelConfig
-from jaxserver.core.loading import load_params, place_params, read_config
+from jaxserver.backends import (
+    Backend,
+    backend_in_memory,
+    backend_of,
+    is_native,
+)
+from jaxserver.core.config import EngineConfig
 from jaxserver.core.memory import plan_memory
-from jaxserver.core.params import leaves, param_specs
-from jaxserver.core.partition_rules import param_specs_of
+from jaxserver.core.params import leaves
 from jaxserver.core.sharding import make_mesh
 from jaxserver.core.steps import build_steps
-from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params
-from jaxserver.ports.progress import Progress
+from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
 from jaxserver.ports.tensors import Checkpoint
 from jaxserver.ports.tokenizer import Tokenizer
@@ -61,46 +66,35 @@ class Model(NamedTuple):
     plan: MemoryPlan
 
 
-class _Found(NamedTuple):
-    """A checkpoint that was looked at but not read."""
-
-    checkpoint: Checkpoint
-    config: ModelConfig
-    fns: ModelFns
-    engine: EngineConfig
-    mesh: Mesh
+Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
+"""Finds the model that a configuration is for, and reads it."""
 
 
 def plan(config: ServerConfig) -> MemoryPlan:
     """What `load_model` will take, from the checkpoint's header."""
-    found = _find(config, lambda stage, done, total: None)
-    return _plan(config, found)
+    checkpoint = open_checkpoint(locate(config.model, no_progress))
+    backend = backend_of(checkpoint, config, _kept_dtype(config))
+    return _plan(config, backend, _engine(config, backend.fns), _mesh(config))
 
 
 def load_model(config: ServerConfig, progress: Progress) -> Model:
     """Finds and reads a checkpoint, tokenizer and template included."""
-    found = _find(config, progress)
-    path = Path(found.checkpoint.path)
-    if found.checkpoint.layout == "gguf":
-        metadata = found.checkpoint.config
-        tokenizer: Tokenizer = gguf_tokenizer.from_gguf(metadata)
-        formatter = sources.from_metadata(metadata)
-    else:
-        tokenizer = folder_tokenizer.from_folder(path)
-        formatter = sources.from_folder(path)
-    dtypes = (DTYPES[config.dtype], _kept_dtype(config))
-    if dtypes[0] != dtypes[1]:
-        LOGGER.info("%s weights are computed in %s on this device", *dtypes)
-    params = load_params(found.config, found.checkpoint, found.mesh, dtypes, progress)
-    return Model(
-        fns=found.fns,
-        params=params,
-        tokenizer=tokenizer,
-        formatter=formatter,
-        engine=found.engine,
-        mesh=found.mesh,
-        plan=_plan(config, found),
-    )
+    checkpoint = open_checkpoint(locate(config.model, progress))
+    backend = backend_of(checkpoint, config, _kept_dtype(config))
+    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+
+
+def load_torch_model(config: ServerConfig, progress: Progress) -> Model:
+    """As `load_model`, a Flax class by its own way from PyTorch's files."""
+    path = locate(config.model, progress)
+    need_torch(str(path))
+    checkpoint = open_checkpoint(path)
+    if is_native(checkpoint, config):
+        return load_model(config, progress)
+    kept = _kept_dtype(config)
+    model = model_from_pytorch(checkpoint, kept)
+    backend = backend_in_memory(model, None, config, kept)
+    return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
 def take_model(
@@ -114,23 +108,39 @@ def take_model(
         tokenizer: One of transformers'.
         config: The configuration.
     """
-    from jaxserver.adapters.flax_models.models import flax_model  # noqa: PLC0415  # slow
+    backend = backend_in_memory(model, params, config, _kept_dtype(config))
+    return _made(config, backend, *_saved(model, tokenizer), no_progress)
 
-    kept = _kept_dtype(config)
-    flax = flax_model(model, config.max_length, kept)
-    engine, mesh = _engine(config, flax.fns), _mesh(config)
-    specs = param_specs_of(flax.shapes, model.config.model_type)
-    reader, formatter = _saved(model, tokenizer)
-    place = (mesh, kept)
+
+def _made(
+    config: ServerConfig,
+    backend: Backend,
+    tokenizer: PieceTokenizer,
+    formatter: PromptFormatter,
+    progress: Progress,
+) -> Model:
+    engine, mesh = _engine(config, backend.fns), _mesh(config)
+    dtypes = (DTYPES[config.dtype], _kept_dtype(config))
+    if dtypes[0] != dtypes[1]:
+        LOGGER.info("%s weights are computed in %s on this device", *dtypes)
+    ends = tokenizer.eos_ids | backend.end_ids
     return Model(
-        fns=flax.fns,
-        params=place_params(specs, params or model.params, mesh, kept),
-        tokenizer=dataclasses.replace(reader, eos_ids=reader.eos_ids | flax.end_ids),
+        fns=backend.fns,
+        params=backend.load(mesh, dtypes, progress),
+        tokenizer=dataclasses.replace(tokenizer, eos_ids=ends),
         formatter=formatter,
         engine=engine,
         mesh=mesh,
-        plan=plan_memory(config.model, leaves(specs), flax.fns, engine, place),
+        plan=_plan(config, backend, engine, mesh),
     )
+
+
+def _read_text_parts(checkpoint: Checkpoint) -> tuple[PieceTokenizer, PromptFormatter]:
+    if checkpoint.layout == "gguf":
+        metadata = checkpoint.config
+        return gguf_tokenizer.from_gguf(metadata), sources.from_metadata(metadata)
+    path = Path(checkpoint.path)
+    return folder_tokenizer.from_folder(path), sources.from_folder(path)
 
 
 def _saved(model: Any, tokenizer: Any) -> tuple[PieceTokenizer, PromptFormatter]:
@@ -177,14 +187,6 @@ def start_engine(
     return text
 
 
-def _find(config: ServerConfig, progress: Progress) -> _Found:
-    checkpoint = open_checkpoint(locate(config.model, progress))
-    model_config = read_config(checkpoint)
-    fns = transformer_fns(model_config, min(config.max_length, model_config.max_len))
-    engine, mesh = _engine(config, fns), _mesh(config)
-    return _Found(checkpoint, model_config, fns, engine, mesh)
-
-
 def _engine(config: ServerConfig, fns: ModelFns) -> EngineConfig:
     """The sizes that follow from what was asked for and what the model allows."""
     if fns.max_len < config.max_length:
@@ -205,10 +207,11 @@ def _mesh(config: ServerConfig) -> Mesh:
     return make_mesh(shape, names, jax.devices())
 
 
-def _plan(config: ServerConfig, found: _Found) -> MemoryPlan:
-    specs = leaves(param_specs(found.config))
-    place = (found.mesh, _kept_dtype(config))
-    return plan_memory(config.model, specs, found.fns, found.engine, place)
+def _plan(
+    config: ServerConfig, backend: Backend, engine: EngineConfig, mesh: Mesh
+) -> MemoryPlan:
+    place = (mesh, _kept_dtype(config))
+    return plan_memory(config.model, leaves(backend.specs), backend.fns, engine, place)
 
 
 def _kept_dtype(config: ServerConfig) -> str:

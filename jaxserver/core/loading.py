@@ -88,12 +88,62 @@ def load_params(
     Raises:
         BrokenCheckpoint: A tensor is missing or has another shape than expected.
     """
-    specs = param_specs(config)
-    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
-    flat, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-    recipes = jax.tree.leaves(
-        _recipes(config, checkpoint), is_leaf=lambda leaf: isinstance(leaf, Recipe)
-    )
+    specs, recipes = param_specs(config), _recipes(config, checkpoint)
+    weights: Weights = _load(specs, recipes, checkpoint, mesh, dtypes, progress)
+    return weights
+
+
+def load_tree(
+    specs: Any,
+    checkpoint: Checkpoint,
+    mesh: Mesh,
+    dtypes: tuple[str, str],
+    progress: Progress,
+) -> Params:
+    """As `load_params`, for a tree whose tensors are named by their own paths.
+
+    Args:
+        specs: A tree of `ParamSpec`.
+        checkpoint: Where the weights are, by path.
+        mesh: Where they go.
+        dtypes: What they are rounded to, and what they are then kept as.
+        progress: Hears of the bytes placed, stage `load`.
+    """
+
+    def recipe(spec: ParamSpec) -> Recipe:
+        return Recipe((spec.path,), (spec.shape,), lambda tensors, spec: tensors[0])
+
+    recipes = jax.tree.map(recipe, specs, is_leaf=_is_spec)
+    return _load(specs, recipes, checkpoint, mesh, dtypes, progress)
+
+
+def place_params(
+    specs: Any, params: Params, mesh: Mesh, dtypes: tuple[str, str]
+) -> Params:
+    """As `load_params`, for parameters that are in memory; only floats are rounded."""
+    rounded, kept = (_numpy_dtype(name) for name in dtypes)
+
+    def place(spec: ParamSpec, leaf: Any) -> Array:
+        is_float = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        values = leaf.astype(rounded).astype(kept) if is_float else leaf
+        placed: Array = jax.device_put(
+            values, named_sharding(spec.axes, spec.shape, mesh)
+        )
+        return placed
+
+    return jax.tree.map(place, specs, params, is_leaf=_is_spec)
+
+
+def _load(
+    specs: Any,
+    recipes: Any,
+    checkpoint: Checkpoint,
+    mesh: Mesh,
+    dtypes: tuple[str, str],
+    progress: Progress,
+) -> Any:
+    flat, tree = jax.tree.flatten(specs, is_leaf=_is_spec)
+    made_by = jax.tree.leaves(recipes, is_leaf=lambda leaf: isinstance(leaf, Recipe))
     rounded, kept = (_numpy_dtype(name) for name in dtypes)
     sizes = [int(np.prod(spec.shape)) * kept.itemsize for spec in flat]
     ends = list(itertools.accumulate(sizes))
@@ -109,24 +159,12 @@ def load_params(
         progress("load", end, ends[-1])
         return placed
 
-    loaded = [load(*leaf) for leaf in zip(flat, recipes, ends, strict=True)]
-    weights: Weights = jax.tree.unflatten(tree, loaded)
-    return weights
+    loaded = [load(*leaf) for leaf in zip(flat, made_by, ends, strict=True)]
+    return jax.tree.unflatten(tree, loaded)
 
 
-def place_params(specs: Any, params: Params, mesh: Mesh, dtype: str) -> Params:
-    """Puts parameters that are in memory on their devices, floats as `dtype`."""
-
-    def place(spec: ParamSpec, leaf: Any) -> Array:
-        is_float = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
-        values = leaf.astype(_numpy_dtype(dtype)) if is_float else leaf
-        placed: Array = jax.device_put(
-            values, named_sharding(spec.axes, spec.shape, mesh)
-        )
-        return placed
-
-    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
-    return jax.tree.map(place, specs, params, is_leaf=is_spec)
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, ParamSpec)
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:

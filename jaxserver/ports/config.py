@@ -1,6 +1,7 @@
 """The one configuration of a server: keys, defaults, and what each may be."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -146,6 +147,12 @@ class ServerConfig:
         _text("a packaged model, a folder, a .gguf file or a hub id"),
         "A packaged model's name, a folder, a .gguf file or a hub id.",
     )
+    backend: str = _key(
+        "auto",
+        _one_of("auto", "native", "flax"),
+        "What runs the model; auto: the native transformer where it knows the family, "
+        "else the Flax class.",
+    )
     slots: int | None = _key(
         None, _or_none(_integer(1, 256)), "Concurrent requests; none: by device."
     )
@@ -171,20 +178,32 @@ class ServerConfig:
                 raise InvalidConfig(field.name, got, rule.allowed)
 
     @classmethod
-    def of(cls, config: "ServerConfig | Mapping[str, Any] | None") -> "ServerConfig":
+    def of(
+        cls,
+        config: "ServerConfig | Mapping[str, Any] | None",
+        model: str | os.PathLike[str] | None = None,
+    ) -> "ServerConfig":
         """Takes a configuration, a mapping with the same keys, or None for defaults.
+
+        A `model` takes the place of the configuration's.
 
         Raises:
             InvalidConfig: A key is unknown or a value does not fit.
         """
-        if isinstance(config, ServerConfig):
+        if not isinstance(config, ServerConfig):
+            config = cls._of_mapping(config or {})
+        if model is None:
             return config
+        return dataclasses.replace(config, model=os.fspath(model))
+
+    @classmethod
+    def _of_mapping(cls, config: Mapping[str, Any]) -> "ServerConfig":
         names = {field.name for field in dataclasses.fields(cls)}
-        for key in dict(config or {}):
+        for key in config:
             if key not in names:
                 allowed = f"one of {', '.join(sorted(names))}"
                 raise InvalidConfig(str(key), "an unknown key", allowed)
-        return cls(**dict(config or {}))
+        return cls(**config)
 
     def public(self) -> dict[str, object]:
         """Every key and its value, secrets as whether they are set."""

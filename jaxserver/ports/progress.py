@@ -14,3 +14,7 @@ class Progress(Protocol):
         where it is not known.
         """
         ...
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Nobody asked how far things are."""

@@ -42,7 +42,8 @@ class Checkpoint:
     Attributes:
         path: The file or folder.
         layout: Whose names the tensors and the configuration have: `gguf` for
-            llama.cpp's, `huggingface` for transformers'.
+            llama.cpp's, `huggingface` for transformers' as in PyTorch, `flax` for its
+            Flax classes', the parts of a name joined by dots.
         config: GGUF metadata, or the contents of `config.json`.
         tensors: The weights.
     """

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import msgpack
 import numpy as np
+from flax.serialization import to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserver.adapters.checkpoints.gguf import open_gguf
+from jaxserver.adapters.checkpoints.msgpack_files import open_msgpack
 from jaxserver.adapters.checkpoints.safetensors import open_safetensors
 from jaxserver.ports.errors import (
     BrokenCheckpoint,
@@ -44,7 +47,16 @@ def safetensors_bytes() -> bytes:
         return (path / "model.safetensors").read_bytes()
 
 
+def stream_bytes() -> bytes:
+    """Pairs of name and array, one after the other."""
+    values = np.ones((4, 4), np.float32)
+    pairs = [(("a", "b"), to_bytes(values)), (("c",), to_bytes(values[0]))]
+    return b"".join(msgpack.packb(pair) for pair in pairs)
+
+
 GGUF = gguf_bytes()
+TREE = to_bytes({"a": {"b": np.ones((4, 4), np.float32)}, "c": np.ones(2, np.float16)})
+STREAM = stream_bytes()
 SAFETENSORS = safetensors_bytes()
 
 
@@ -88,3 +100,14 @@ def test_a_corrupted_safetensors_file_is_read_or_refused(content: bytes) -> None
         error = error_of_reading(lambda: open_safetensors(Path(folder)))
     assert error is None or str(path) in str(error)
     assert error is not None or len(content) >= 8
+
+
+@given(content=corrupted(TREE) | corrupted(STREAM))
+def test_a_corrupted_msgpack_file_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "flax_model.msgpack"
+        (Path(folder) / "config.json").write_text("{}")
+        path.write_bytes(content)
+        error = error_of_reading(lambda: open_msgpack(Path(folder), path))
+    assert error is None or str(path) in str(error)
+    assert error is not None or content[0] in {0x80, 0x81, 0x82, 0x92}

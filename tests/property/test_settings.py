@@ -29,6 +29,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "prompt_prefix_chat": st.text(),
     "prompt_postfix_chat": st.text(),
     "model": WORDS,
+    "backend": st.sampled_from(["auto", "native", "flax"]),
     "slots": st.none() | st.integers(1, 256),
     "max_queue": st.integers(0, 2**31 - 1),
     "quantize": st.sampled_from(["auto", "none"]),

@@ -90,9 +90,12 @@ def _wanted(repo: str, names: Sequence[str]) -> list[str]:
     settings = [n for n in here if PurePosixPath(n).suffix in _SETTINGS_SUFFIXES]
     weights = [n for n in here if PurePosixPath(n).match("model*.safetensors")]
     weights = weights or [n for n in here if n.endswith(".gguf")]
+    weights = weights or [
+        n for n in here if PurePosixPath(n).match("flax_model*.msgpack")
+    ]
     is_ambiguous = len(weights) > 1 and weights[0].endswith(".gguf")
     if not weights or is_ambiguous:
-        has = "no model*.safetensors and no .gguf file"
+        has = "no model*.safetensors, no .gguf file and no flax_model*.msgpack"
         if is_ambiguous:
             has = f"several .gguf files ({', '.join(weights)})"
         raise ModelNotFound(

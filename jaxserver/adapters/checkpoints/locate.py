@@ -17,10 +17,14 @@ Pull: TypeAlias = Callable[[str, Path, Progress], Path]
 Download: TypeAlias = Callable[[str, Progress], Path]
 
 _SUPPORTED = (
-    "a folder with config.json and model.safetensors or its shards, or a .gguf file"
+    "a folder with config.json and model.safetensors, flax_model.msgpack, "
+    "pytorch_model.bin or shards of one of them, or a .gguf file"
 )
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
-_OTHER_WEIGHTS = ("*.msgpack", "*.bin", "*.h5", "*.pth", "*.pt", "*.onnx")
+_FLAX = ("flax_model.msgpack", "flax_model.msgpack.index.json")
+_STREAMS = ("*.msgpack", "streaming_params*")
+_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_OTHER_WEIGHTS = ("*.bin", "*.h5", "*.pth", "*.pt", "*.onnx")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -84,7 +88,11 @@ def _near_misses(path: str) -> str:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens what `locate` found; of a folder's formats, safetensors go first.
+    """Opens what `locate` found.
+
+    Of a folder's formats the first of these counts: safetensors, GGUF, Flax's msgpack
+    under its own name, msgpack under another one (`*.msgpack` or `streaming_params*`),
+    PyTorch's.
 
     Raises:
         ModelNotFound: There is nothing at this path.
@@ -95,13 +103,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ModelNotFound(f"there is no {path}; expected {_SUPPORTED}")
     if not path.is_dir():
         return _open_gguf(path)
-    if any((path / name).exists() for name in _SAFETENSORS):
+    if _has(path, _SAFETENSORS):
         from jaxserver.adapters.checkpoints import (  # noqa: PLC0415  # heavy
             safetensors,
         )
 
         return safetensors.open_safetensors(path)
-    return _open_gguf(_only_gguf(path))
+    files = sorted(path.glob("*.gguf"))
+    if files:
+        return _open_gguf(_only(path, files, ".gguf file; give its own path"))
+    streams = [file for pattern in _STREAMS for file in sorted(path.glob(pattern))]
+    if _has(path, _FLAX) or streams:
+        return _open_msgpack(path, streams)
+    if _has(path, _TORCH):
+        from jaxserver.adapters.checkpoints import (  # noqa: PLC0415  # heavy
+            torch_files,
+        )
+
+        return torch_files.open_torch(path)
+    raise _no_model(path)
+
+
+def _has(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).exists() for name in names)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -110,19 +134,30 @@ def _open_gguf(path: Path) -> Checkpoint:
     return gguf.open_gguf(path)
 
 
-def _only_gguf(folder: Path) -> Path:
-    files = sorted(folder.glob("*.gguf"))
+def _open_msgpack(folder: Path, files: list[Path]) -> Checkpoint:
+    from jaxserver.adapters.checkpoints import msgpack_files  # noqa: PLC0415  # heavy
+
+    whole, index = (folder / name for name in _FLAX)
+    if whole.exists():
+        return msgpack_files.open_msgpack(folder, whole)
+    if index.exists():
+        return msgpack_files.open_msgpack(folder)
+    return msgpack_files.open_msgpack(folder, _only(folder, files, "msgpack file"))
+
+
+def _only(folder: Path, files: list[Path], kind: str) -> Path:
     if len(files) == 1:
         return files[0]
-    if files:
-        found = ", ".join(file.name for file in files)
-        expected = "one .gguf file; give the path of the one to serve"
-        raise BrokenCheckpoint(str(folder), None, expected=expected, found=found)
+    found = ", ".join(file.name for file in files)
+    raise BrokenCheckpoint(str(folder), None, expected=f"one {kind}", found=found)
+
+
+def _no_model(folder: Path) -> Exception:
     for pattern in _OTHER_WEIGHTS:
         for weights in sorted(folder.glob(pattern)):
-            raise UnsupportedModel(str(weights), _SUPPORTED)
+            return UnsupportedModel(str(weights), _SUPPORTED)
     names = sorted(entry.name for entry in folder.iterdir())
     found = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    raise BrokenCheckpoint(
+    return BrokenCheckpoint(
         str(folder), None, expected=_SUPPORTED, found=found or "an empty folder"
     )

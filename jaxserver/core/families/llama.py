@@ -7,6 +7,7 @@ from jaxserver.core.config import ModelConfig, RopeScaling
 from jaxserver.core.families.parts import Part, PartTable
 from jaxserver.ports.errors import UnsupportedModel
 
+MODEL_TYPES = frozenset({"llama"})
 SUPPORTED = "the llama family (SmolLM, Llama 2 and 3, TinyLlama and others like them)"
 
 
@@ -83,7 +84,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
         UnsupportedModel: The model type or one of its settings is not known here.
     """
     kind = config.get("model_type")
-    if kind != "llama":
+    if kind not in MODEL_TYPES:
         raise UnsupportedModel(f"model type {kind!r}", SUPPORTED)
     _check_fixed(config)
 

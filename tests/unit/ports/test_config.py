@@ -30,6 +30,7 @@ OWN_DEFAULTS = {
     "prompt_prefix_chat": "",
     "prompt_postfix_chat": "",
     "model": DEFAULT_MODEL,
+    "backend": "auto",
     "slots": None,
     "max_queue": 256,
     "quantize": "auto",
@@ -100,6 +101,11 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
         ["some/model", "a.gguf"],
         ["", None, 1],
         "a packaged model, a folder, a .gguf file or a hub id",
+    ),
+    "backend": (
+        ["auto", "native", "flax"],
+        ["torch", "", None],
+        "one of auto, native, flax",
     ),
     "slots": (
         [None, 1, 256],

@@ -32,6 +32,12 @@ REPOS: Mapping[str, Mapping[str, bytes]] = {
     "owner/model": FILES,
     "owner/one-gguf": {"README.md": b"words", "tiny.gguf": b"GGUF"},
     "owner/many-ggufs": {"a.Q4_0.gguf": b"GGUF", "a.Q8_0.gguf": b"GGUF"},
+    "owner/flax": {
+        "config.json": b"{}",
+        "flax_model-00001-of-00001.msgpack": b"tree",
+        "flax_model.msgpack.index.json": b"{}",
+        "pytorch_model.bin": b"and again",
+    },
     "owner/torch": {"config.json": b"{}", "pytorch_model.bin": b"zip"},
 }
 
@@ -125,6 +131,17 @@ def test_a_repository_with_one_gguf_file_is_that_file(
     assert [path.name for path in folder.iterdir()] == ["tiny.gguf"]
 
 
+def test_a_repository_of_a_flax_class_is_its_msgpack(
+    endpoint: str, tmp_path: Path
+) -> None:
+    folder = hub.download("owner/flax", silent, endpoint=endpoint, cache=tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "flax_model-00001-of-00001.msgpack",
+        "flax_model.msgpack.index.json",
+    }
+
+
 def test_what_is_cached_is_enough_without_a_network(
     endpoint: str, tmp_path: Path
 ) -> None:
@@ -138,7 +155,7 @@ def test_what_is_cached_is_enough_without_a_network(
     ("repo", "message"),
     [
         ("owner/many-ggufs", "several .gguf files (a.Q4_0.gguf, a.Q8_0.gguf)"),
-        ("owner/torch", "no model*.safetensors and no .gguf file; download one file"),
+        ("owner/torch", "no flax_model*.msgpack; download one file"),
         ("owner/gated", "owner/gated is gated: accept its terms"),
         ("owner/none", "is no folder here and not on the hub; check the name"),
         ("owner/broken", "the hub is out of reach"),

@@ -1,16 +1,18 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.serialization import to_bytes
 
 from jaxserver.adapters.checkpoints import hub
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.ports.config import DEFAULT_MODEL
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound, UnsupportedModel
 from jaxserver.ports.progress import Progress
-from tests.unit.adapters.checkpoints.files import write_folder, write_gguf
+from tests.unit.adapters.checkpoints.files import write_folder, write_gguf, write_json
 
 VALUES = {"a": np.ones((2, 3), np.float32)}
 
@@ -123,13 +125,51 @@ def test_several_gguf_files_are_one_too_many(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["flax_model.msgpack", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["tf_model.h5", "weights.bin"])
 def test_weights_in_another_format_are_unsupported(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).touch()
     with pytest.raises(UnsupportedModel, match=r"supported: .*safetensors.*gguf") as e:
         open_checkpoint(tmp_path)
     assert e.value.model == str(tmp_path / name)
+
+
+def without_torch(name: str) -> None:
+    """What `find_spec` finds where PyTorch is not installed."""
+    assert name == "torch"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_pytorchs_own_files_need_pytorch_and_say_what_does_not(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
+    (tmp_path / name).touch()
+    with pytest.raises(UnsupportedModel, match=r"pip install torch.*safetensors") as e:
+        open_checkpoint(tmp_path)
+    assert str(tmp_path / name) in e.value.model
+
+
+def test_of_a_folders_formats_the_one_that_needs_least_is_taken(tmp_path: Path) -> None:
+    """Safetensors, GGUF, Flax's own name, a stream, PyTorch's."""
+    write_json(tmp_path / "config.json", {})
+    (tmp_path / "pytorch_model.bin").touch()
+    files = [tmp_path / name for name in ("streaming_params", "flax_model.msgpack")]
+    for number, file in enumerate(files):
+        file.write_bytes(to_bytes({str(number): VALUES["a"]}))
+        assert list(open_checkpoint(tmp_path).tensors.names()) == [str(number)]
+    write_gguf(tmp_path / "m.gguf")
+    assert open_checkpoint(tmp_path).layout == "gguf"
+    assert open_checkpoint(write_folder(tmp_path, VALUES)).layout == "huggingface"
+
+
+def test_several_streams_are_one_too_many(tmp_path: Path) -> None:
+    for name in ("b.msgpack", "a.msgpack"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        BrokenCheckpoint, match=r"one msgpack file, found a\.msgpack, b"
+    ):
+        open_checkpoint(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:

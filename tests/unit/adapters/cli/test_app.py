@@ -96,6 +96,7 @@ def test_every_setting_is_a_flag(command: str) -> None:
         "mesh_axes_shape": "-1,1,1",
         "dtype": "fp32",
         "quantize": "none",
+        "backend": "native",
         "numerics": "invariant",
         "temperature": "0.5",
         "top_p": "0.5",

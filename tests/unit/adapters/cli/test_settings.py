@@ -139,7 +139,7 @@ def test_an_unknown_key_of_the_file_is_refused_with_the_near_one() -> None:
     message = str(caught.value)
     assert message.startswith(
         "max-length: got an unknown key in the configuration file "
-        "(did you mean max_length?), allowed is one of api_key, batch_size, "
+        "(did you mean max_length?), allowed is one of api_key, backend, "
     )
 
 
