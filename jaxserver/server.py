@@ -27,7 +27,7 @@ from jaxserver.ports.handlers import (
     PageUpdates,
     sampling_fields,
 )
-from jaxserver.ports.model import Params
+from jaxserver.ports.model import Params, PartitionRules
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
@@ -67,6 +67,7 @@ class JAXServer:
         model: str | os.PathLike[str] | None = None,
         config: ServerConfig | Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        partition_rules: PartitionRules = (),
     ) -> Self:
         """Loads a model and makes it ready to answer.
 
@@ -75,6 +76,8 @@ class JAXServer:
                 None takes the configuration's.
             config: A `ServerConfig` or a mapping with the same keys.
             progress: Hears how far downloading, loading and compiling are.
+            partition_rules: `(regular expression over parameter paths, axes)`, which
+                go before the model's own; an axis is the mesh's or None.
 
         Raises:
             InvalidConfig: A key is unknown or its value does not fit.
@@ -86,7 +89,7 @@ class JAXServer:
         if model is not None:
             given = dataclasses.replace(given, model=os.fspath(model))
         server = cls(given)
-        server.open(progress)
+        server.open(progress, partition_rules)
         return server
 
     @classmethod
@@ -96,6 +99,7 @@ class JAXServer:
         tokenizer: Any,
         params: Params | None = None,
         config: ServerConfig | Mapping[str, Any] | None = None,
+        partition_rules: PartitionRules = (),
     ) -> Self:
         """Serves a `FlaxPreTrainedModel` that is in memory already.
 
@@ -105,6 +109,7 @@ class JAXServer:
             tokenizer: One of transformers'.
             params: The model's parameters; None takes those that it holds.
             config: A `ServerConfig` or a mapping with the same keys.
+            partition_rules: As `load` takes them.
 
         Raises:
             InvalidConfig: A key is unknown or its value does not fit.
@@ -114,15 +119,16 @@ class JAXServer:
         given = ServerConfig.of(config)
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         server = cls(dataclasses.replace(given, model=name))
-        server._start(
-            lambda: take_model(model, params, tokenizer, server.config), _no_progress
-        )
+        parts = (model, params, tokenizer, server.config, partition_rules)
+        server._start(lambda: take_model(*parts), _no_progress)
         return server
 
-    def open(self, progress: Progress | None = None) -> None:
+    def open(
+        self, progress: Progress | None = None, partition_rules: PartitionRules = ()
+    ) -> None:
         """Loads, compiles and starts; the errors are those of `load`."""
         report = progress or _no_progress
-        self._start(lambda: load_model(self.config, report), report)
+        self._start(lambda: load_model(self.config, report, partition_rules), report)
 
     def _start(self, load: Callable[[], Model], report: Progress) -> None:
         self._host.open(load, self._take_pieces, report)
@@ -191,9 +197,8 @@ class JAXServer:
     ) -> str:
         """Writes a conversation down; `history` are pairs of user and assistant."""
         if not self._has_own_chat_pieces():
-            return self._host.loaded().formatter.format(
-                conversation(history, prompt, system)
-            )
+            messages = conversation(history, prompt, system)
+            return self._host.loaded().formatter.format(messages)
         if system is not None and self._overrides("process_chat_history"):
             raise UnsupportedMessages(
                 "the method `process_chat_history` takes no system message"
@@ -312,9 +317,8 @@ class JAXServer:
 
     def fire(self) -> str:
         """Serves over HTTP in the background; returns the address it listens on."""
-        self._http = HttpServer(
-            self.app(), self._host.config.host, self._host.config.port
-        )
+        config = self._host.config
+        self._http = HttpServer(self.app(), config.host, config.port)
         self._http.start()
         return self.url
 
@@ -372,10 +376,8 @@ class JAXServer:
         return is_overridden(self, JAXServer, name)
 
     def _has_own_chat_pieces(self) -> bool:
-        has_keys = (
-            self._host.config.prompt_prefix_chat
-            or self._host.config.prompt_postfix_chat
-        )
+        config = self._host.config
+        has_keys = config.prompt_prefix_chat or config.prompt_postfix_chat
         return bool(has_keys) or self._overrides("process_chat_history")
 
     def _chat_formatter(self) -> PromptFormatter:

@@ -28,13 +28,18 @@ from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.loading import load_params, place_params, read_config
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves, param_specs
-from jaxserver.core.partition_rules import param_specs_of
-from jaxserver.core.sharding import make_mesh
+from jaxserver.core.partition_rules import (
+    Rules,
+    param_specs_of,
+    read_rules,
+    with_rules,
+)
+from jaxserver.core.sharding import make_mesh, num_devices
 from jaxserver.core.steps import build_steps
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.memory import MemoryPlan
-from jaxserver.ports.model import ModelFns, Params
+from jaxserver.ports.model import ModelFns, Params, PartitionRules
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.prompt import PromptFormatter
 from jaxserver.ports.tensors import Checkpoint
@@ -66,6 +71,7 @@ class _Found(NamedTuple):
 
     checkpoint: Checkpoint
     config: ModelConfig
+    rules: Rules
     fns: ModelFns
     engine: EngineConfig
     mesh: Mesh
@@ -77,9 +83,17 @@ def plan(config: ServerConfig) -> MemoryPlan:
     return _plan(config, found)
 
 
-def load_model(config: ServerConfig, progress: Progress) -> Model:
-    """Finds and reads a checkpoint, tokenizer and template included."""
-    found = _find(config, progress)
+def load_model(
+    config: ServerConfig, progress: Progress, partition_rules: PartitionRules = ()
+) -> Model:
+    """Finds and reads a checkpoint, tokenizer and template included.
+
+    Args:
+        config: The configuration.
+        progress: Hears how far downloading and loading are.
+        partition_rules: The user's own; see `core.partition_rules.read_rules`.
+    """
+    found = _find(config, progress, partition_rules)
     path = Path(found.checkpoint.path)
     if found.checkpoint.layout == "gguf":
         metadata = found.checkpoint.config
@@ -91,7 +105,9 @@ def load_model(config: ServerConfig, progress: Progress) -> Model:
     dtypes = (DTYPES[config.dtype], _kept_dtype(config))
     if dtypes[0] != dtypes[1]:
         LOGGER.info("%s weights are computed in %s on this device", *dtypes)
-    params = load_params(found.config, found.checkpoint, found.mesh, dtypes, progress)
+    params = load_params(
+        found.config, found.checkpoint, found.mesh, dtypes, progress, found.rules
+    )
     return Model(
         fns=found.fns,
         params=params,
@@ -99,12 +115,16 @@ def load_model(config: ServerConfig, progress: Progress) -> Model:
         formatter=formatter,
         engine=found.engine,
         mesh=found.mesh,
-        plan=_plan(config, found),
+        plan=_said(_plan(config, found)),
     )
 
 
 def take_model(
-    model: Any, params: Params, tokenizer: Any, config: ServerConfig
+    model: Any,
+    params: Params,
+    tokenizer: Any,
+    config: ServerConfig,
+    partition_rules: PartitionRules = (),
 ) -> Model:
     """Serves a `FlaxPreTrainedModel` that is in memory already.
 
@@ -113,13 +133,14 @@ def take_model(
         params: Its parameters, or None for those that it holds itself.
         tokenizer: One of transformers'.
         config: The configuration.
+        partition_rules: The user's own; see `core.partition_rules.read_rules`.
     """
     from jaxserver.adapters.flax_models.models import flax_model  # noqa: PLC0415  # slow
 
-    kept = _kept_dtype(config)
+    kept, mesh, rules = _kept_dtype(config), _mesh(config), read_rules(partition_rules)
     flax = flax_model(model, config.max_length, kept)
-    engine, mesh = _engine(config, flax.fns), _mesh(config)
-    specs = param_specs_of(flax.shapes, model.config.model_type)
+    engine = _engine(config, flax.fns, mesh)
+    specs = with_rules(param_specs_of(flax.shapes, model.config.model_type), rules)
     reader, formatter = _saved(model, tokenizer)
     place = (mesh, kept)
     return Model(
@@ -129,7 +150,7 @@ def take_model(
         formatter=formatter,
         engine=engine,
         mesh=mesh,
-        plan=plan_memory(config.model, leaves(specs), flax.fns, engine, place),
+        plan=_said(plan_memory(config.model, leaves(specs), flax.fns, engine, place)),
     )
 
 
@@ -177,26 +198,35 @@ def start_engine(
     return text
 
 
-def _find(config: ServerConfig, progress: Progress) -> _Found:
+def _find(
+    config: ServerConfig, progress: Progress, partition_rules: PartitionRules = ()
+) -> _Found:
+    mesh, rules = _mesh(config), read_rules(partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
     model_config = read_config(checkpoint)
-    fns = transformer_fns(model_config, min(config.max_length, model_config.max_len))
-    engine, mesh = _engine(config, fns), _mesh(config)
-    return _Found(checkpoint, model_config, fns, engine, mesh)
+    max_len = min(config.max_length, model_config.max_len)
+    fns = transformer_fns(model_config, max_len, mesh=mesh)
+    engine = _engine(config, fns, mesh)
+    return _Found(checkpoint, model_config, rules, fns, engine, mesh)
 
 
-def _engine(config: ServerConfig, fns: ModelFns) -> EngineConfig:
-    """The sizes that follow from what was asked for and what the model allows."""
+def _engine(config: ServerConfig, fns: ModelFns, mesh: Mesh) -> EngineConfig:
+    """The sizes that follow from what was asked for and what the model allows.
+
+    The number of slots that nobody chose is one that the mesh divides.
+    """
     if fns.max_len < config.max_length:
         LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
-    platform = jax.devices()[0].platform
+    platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
+    usual = DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS)
     return EngineConfig(
-        slots=config.slots or DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS),
+        slots=config.slots or -(-usual // row_parts) * row_parts,
         prefill_rows=config.batch_size,
         max_len=fns.max_len,
         max_stream_tokens=config.max_stream_tokens,
         chunk=fns.chunk,
         encoder_lengths=fns.encoder_lengths,
+        row_parts=row_parts,
     )
 
 
@@ -206,9 +236,17 @@ def _mesh(config: ServerConfig) -> Mesh:
 
 
 def _plan(config: ServerConfig, found: _Found) -> MemoryPlan:
-    specs = leaves(param_specs(found.config))
+    specs = leaves(with_rules(param_specs(found.config), found.rules))
     place = (found.mesh, _kept_dtype(config))
     return plan_memory(config.model, specs, found.fns, found.engine, place)
+
+
+def _said(plan: MemoryPlan) -> MemoryPlan:
+    """Says what the mesh cannot cut."""
+    if plan.undivided:
+        sizes = ", ".join(plan.undivided)
+        LOGGER.warning("whole, as the mesh does not divide their sizes: %s", sizes)
+    return plan
 
 
 def _kept_dtype(config: ServerConfig) -> str:

@@ -27,6 +27,7 @@ from jaxserver.core.params import (
     Weights,
     param_specs,
 )
+from jaxserver.core.partition_rules import Rules, with_rules
 from jaxserver.core.sharding import named_sharding
 from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.model import Params
@@ -73,6 +74,7 @@ def load_params(
     mesh: Mesh,
     dtypes: tuple[str, str],
     progress: Progress,
+    rules: Rules = (),
 ) -> Weights:
     """Reads every weight and places it on its devices.
 
@@ -84,11 +86,12 @@ def load_params(
         mesh: Where they go.
         dtypes: What they are rounded to, and what they are then kept as.
         progress: Hears of the bytes placed, stage `load`.
+        rules: How the user wants them to lie.
 
     Raises:
         BrokenCheckpoint: A tensor is missing or has another shape than expected.
     """
-    specs = param_specs(config)
+    specs = with_rules(param_specs(config), rules)
     is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
     flat, tree = jax.tree.flatten(specs, is_leaf=is_spec)
     recipes = jax.tree.leaves(
