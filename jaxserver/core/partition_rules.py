@@ -7,7 +7,7 @@ and the axis of each of its dimensions; the first rule that is found counts.
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import jax
@@ -15,7 +15,7 @@ import jax
 from jaxserver.core.params import ParamSpec
 from jaxserver.core.sharding import mesh_axes
 from jaxserver.ports.errors import InvalidConfig
-from jaxserver.ports.model import Axes, Axis, LogicalAxis, MeshAxis, PartitionRules
+from jaxserver.ports.model import Axes, Axis, LogicalAxis, MeshAxis
 
 Rules: TypeAlias = Sequence[tuple[str, Axes]]
 
@@ -134,7 +134,7 @@ def _axes_by_shape(shape: tuple[int, ...]) -> Axes:
     return tuple(names.get(at) for at in range(len(shape)))
 
 
-def read_rules(given: PartitionRules) -> Rules:
+def read_rules(given: Iterable[Any]) -> Rules:
     """The user's own rules, `(regular expression, axes)` each.
 
     An axis is None, a meaning (`embed`, `heads`, ...), an axis of the mesh (`dp`,

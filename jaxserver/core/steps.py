@@ -19,8 +19,8 @@ from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
 from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.sharding import named_sharding, replicated
-from jaxserver.ports.model import Axes, ModelFns, Params, TokenBatch
+from jaxserver.core.sharding import constrain, named_sharding, replicated
+from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
@@ -290,6 +290,7 @@ def build_steps(
         engine: The sizes.
         mesh: Where the state lies: rows over the batch axes.
     """
+    fns = _with_whole_logits(fns, mesh)
     shapes = jax.eval_shape(functools.partial(init_state, fns, engine.slots))
     state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
     cache = jax.tree.map(
@@ -328,6 +329,18 @@ def build_steps(
             for rows in engine.decode_ladder
         },
     )
+
+
+def _with_whole_logits(fns: ModelFns, mesh: Mesh) -> ModelFns:
+    """A token is chosen row by row, and each row looks at all of its logits."""
+
+    def extend(
+        params: Params, cache: Cache, batch: TokenBatch
+    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+        logits, cache = fns.extend(params, cache, batch)
+        return constrain(logits, (None, None, None), mesh), cache
+
+    return fns._replace(extend=extend)
 
 
 def _on_mesh(

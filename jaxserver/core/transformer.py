@@ -75,7 +75,7 @@ def extend(
     """Runs some tokens of some rows; see `ports.model.Extend`.
 
     On a mesh every device sees all tokens, so that a token's bits do not depend on how
-    many there are; weights, attention and what is made of the logits are split.
+    many there are; the weights are split, and attention is with the cache.
     """
     rows, time = batch.tokens.shape
     chex.assert_equal(len(params.layers), config.num_layers)
@@ -83,7 +83,8 @@ def extend(
     positions = batch.start[:, None] + steps
     embedded = params.embedding.at[batch.tokens].get(mode="clip")
     x = pad_tokens(embedded.reshape(rows * time, -1).astype(jnp.float32))
-    x = constrain(x, (None, None), mesh)
+    whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
+    x = whole(x)
     all_keys, all_values = [], []
     # Layers are alike: traced and lowered once, which takes most of a start otherwise.
     run_layer = jax.jit(functools.partial(_layer, config, table, mesh))
@@ -98,10 +99,9 @@ def extend(
     reads = batch.logits_at.shape[1]
     wanted = pad_tokens(read.reshape(rows * reads, -1), MIN_CALL_TOKENS)
     head = params.embedding if params.head is None else params.head
-    normed = rms_norm(wanted, params.norm, config.norm_eps)
+    normed = whole(rms_norm(wanted, params.norm, config.norm_eps))
     logits = linear_on(mesh, ("vocab", "embed"), normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
-    by_read = constrain(by_read, (_rows_axis(batch), None, None), mesh)
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
 
 
@@ -115,11 +115,14 @@ def _layer(
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
     (x, cache), (batch, positions) = state, where
     rows, time = positions.shape
-    normed = rms_norm(x, params.attention_norm, config.norm_eps)
+    whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
+    normed = whole(rms_norm(x, params.attention_norm, config.norm_eps))
     into: Axes = ("kv_heads", None, None, "embed")
     qkv = linear_on(mesh, into, normed, params.qkv, params.qkv_bias)[: rows * time]
     qkv = qkv.reshape(rows, time, *qkv.shape[1:])
-    qkv = constrain(qkv, (_rows_axis(batch), None, "kv_heads", None, None), mesh)
+    # Rows that are pages of the same number run where their pages are.
+    rows_axis: LogicalAxis | None = "batch" if batch.page_table is None else None
+    qkv = constrain(qkv, (rows_axis, None, "kv_heads", None, None), mesh)
     turned = rotate(qkv[:, :, :, :-1], table, positions)
     queries, keys, values = turned[:, :, :, :-1], turned[:, :, :, -1], qkv[:, :, :, -1]
     page_size, num_pages = cache[0].shape[3], cache[0].shape[0]
@@ -134,12 +137,6 @@ def _layer(
     flat = pad_tokens(attended.reshape(rows * time, -1))
     out = params.out.reshape(params.out.shape[0], -1)
     back = linear_on(mesh, ("embed", "kv_heads"), flat, out, params.out_bias)
-    x = x + constrain(back, (None, None), mesh)
-    normed = rms_norm(x, params.mlp_norm, config.norm_eps)
-    back = gated_mlp(normed, params.mlp, mesh)
-    return x + constrain(back, (None, None), mesh), cache
-
-
-def _rows_axis(batch: TokenBatch) -> LogicalAxis | None:
-    """Rows that are pages of the same number are where their pages are."""
-    return "batch" if batch.page_table is None else None
+    x = whole(x + back)
+    normed = whole(rms_norm(x, params.mlp_norm, config.norm_eps))
+    return whole(x + gated_mlp(normed, params.mlp, mesh)), cache

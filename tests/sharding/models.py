@@ -1,5 +1,6 @@
 """Tiny models of eight heads on a mesh, with their steps, each compiled once."""
 
+import concurrent.futures
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -59,11 +60,14 @@ class Tiny(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-@functools.cache
 def tiny(kind: str, shape: Shape) -> Tiny:
     """One of `NATIVE` or `FLAX`, its weights and its rows cut as the mesh says."""
-    count = 1 if shape == ONE else 8
-    mesh = make_mesh(shape, NAMES, jax.devices()[:count])
+    devices = jax.devices()[: 1 if shape == ONE else 8]
+    return _tiny(kind, make_mesh(shape, NAMES, devices))
+
+
+@functools.cache
+def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
     is_native = kind in NATIVE
     fns, specs, params = _native(kind, mesh) if is_native else _flax(kind)
     engine = EngineConfig(
@@ -108,17 +112,25 @@ class Answers(NamedTuple):
     logprobs: np.ndarray
 
 
-@functools.cache
 def answers(kind: str, shape: Shape) -> Answers:
     """The prompts run one after the other, then decoded together."""
-    fns, steps = tiny(kind, shape).fns, tiny(kind, shape).steps
-    steps.clear()
+    model = tiny(kind, shape)
+    return _answers(model.fns, model.steps)
+
+
+@functools.cache
+def _answers(fns: ModelFns, steps: Stepper) -> Answers:
     time = steps.engine.prefill_lengths[-1] if fns.chunk else 32
+    extend: Any = jax.jit(fns.extend)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        pool.submit(steps.get, "prefill", time)
+        pool.submit(steps.get, "decode", SLOTS)
+        pool.submit(extend, steps.params, steps.state.cache, _more(fns)).result()
+    steps.clear()
     firsts = {
         slot: steps.prefill(Part(wish=wish, slot=slot), time=time)
         for slot, wish in WISHES.items()
     }
-    extend: Any = jax.jit(fns.extend)
     logits, _ = extend(steps.params, steps.state.cache, _more(fns))
     rest = steps.decode(SLOTS, ANSWER)
     logprobs = [
