@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import transformers
+from transformers.models.auto import modeling_flax_auto as auto
 
+from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.models import flax_model
 from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.loading import place_params
@@ -22,7 +25,7 @@ from jaxserver.ports.model import ModelFns, Params, TokenBatch
 from jaxserver.ports.types import SamplingParams
 from tests.stepping import Part, Stepper, Wish, drawn
 from tests.tiny import TINY_LLAMA
-from tests.tiny_flax import causal, enlarged, seq_to_seq
+from tests.tiny_flax import CAUSAL, SEQ_TO_SEQ, TinyFlax, enlarged
 
 Shape = tuple[int, int, int]
 NAMES = ("dp", "fsdp", "mp")
@@ -91,11 +94,38 @@ def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
 
 
 def _flax(kind: str) -> tuple[ModelFns, Any, Params]:
-    make = seq_to_seq if kind == "t5" else causal
-    model, params = make(kind, **FLAX[kind])
+    model, params = unmade(kind, **FLAX[kind])
     flax = flax_model(model, MAX_LEN)
     specs = param_specs_of(flax.shapes, model.config.model_type)
     return flax.fns, specs, params
+
+
+def unmade(kind: str, **settings: int) -> TinyFlax:
+    """A tiny model whose class did not draw its parameters, which takes it seconds."""
+    mend()
+    names = {
+        **auto.FLAX_MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        **auto.FLAX_MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    tiny = {**SEQ_TO_SEQ, **CAUSAL}[kind]
+    config = transformers.AutoConfig.for_model(kind, **{**tiny, **settings})
+    model = getattr(transformers, names[kind])(config, _do_init=False)
+
+    rng = np.random.default_rng(0)
+
+    def begin(path: tuple[Any, ...], shape: Any) -> Any:
+        is_scale = path[-1].key in ("scale", "weight")
+        noise = rng.standard_normal(shape.shape).astype(np.float32) * 0.25
+        return noise + np.float32(is_scale)
+
+    shapes = model.params_shape_tree
+    params = jax.tree_util.tree_map_with_path(begin, shapes)
+    return TinyFlax(model, params)
+
+
+def prefill_length(engine: EngineConfig) -> int:
+    """One padded length that is long enough for each of `WISHES`."""
+    return next(length for length in engine.prefill_lengths if length >= 32)
 
 
 class Answers(NamedTuple):
@@ -120,7 +150,7 @@ def answers(kind: str, shape: Shape) -> Answers:
 
 @functools.cache
 def _answers(fns: ModelFns, steps: Stepper) -> Answers:
-    time = steps.engine.prefill_lengths[-1] if fns.chunk else 32
+    time = prefill_length(steps.engine)
     extend: Any = jax.jit(fns.extend)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         pool.submit(steps.get, "prefill", time)

@@ -11,7 +11,7 @@ from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidConfig
 from jaxserver.ports.model import PartitionRules
 from tests.contract.tiny_tokenizers import single_digits
-from tests.tiny_flax import causal
+from tests.sharding.models import unmade
 from tests.unit.test_flax_server import tokenizer
 from tests.unit.test_wiring import nobody, write_model
 
@@ -93,7 +93,7 @@ def test_the_users_rules_say_how_a_checkpoint_lies(folder: Path) -> None:
 
 
 def test_the_users_rules_say_how_a_model_in_memory_lies(folder: Path) -> None:
-    tiny = causal("gpt2", vocab_size=VOCAB)
+    tiny = unmade("gpt2", vocab_size=VOCAB)
     config = configured(folder)
     model = wiring.take_model(tiny.model, tiny.params, tokenizer(), config, RULES)
     block = model.params["transformer"]["h"]["0"]
