@@ -92,6 +92,25 @@ def named_sharding(axes: Axes, shape: Sequence[int], mesh: Mesh) -> NamedShardin
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def gathered(sharding: NamedSharding) -> NamedSharding:
+    """The same without the axes that rows lie along, where rows lie along two.
+
+    XLA's partitioner mixes up the devices of such rows in a product with a weight that
+    is cut along one of their axes, and gives some rows the numbers of others: OPT on a
+    mesh of (2, 2, 2) does it (JAX 0.10.2).
+    """
+    mesh, rows = sharding.mesh, MESH_AXES["batch"]
+    if sum(mesh.shape[name] > 1 for name in rows) < 2:
+        return sharding
+    kept = (
+        tuple(name for name in names or () if name not in rows)
+        for names in sharding.spec
+    )
+    return NamedSharding(
+        sharding.mesh, PartitionSpec(*(names or None for names in kept))
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -19,7 +19,7 @@ from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
 from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.sharding import constrain, named_sharding, replicated
+from jaxserver.core.sharding import constrain, gathered, named_sharding, replicated
 from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
@@ -290,7 +290,7 @@ def build_steps(
         engine: The sizes.
         mesh: Where the state lies: rows over the batch axes.
     """
-    fns = _with_whole_logits(fns, mesh)
+    fns = on_devices(fns, params, mesh)
     shapes = jax.eval_shape(functools.partial(init_state, fns, engine.slots))
     state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
     cache = jax.tree.map(
@@ -331,16 +331,30 @@ def build_steps(
     )
 
 
-def _with_whole_logits(fns: ModelFns, mesh: Mesh) -> ModelFns:
-    """A token is chosen row by row, and each row looks at all of its logits."""
+def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
+    """Says where things lie around a model.
+
+    A token is chosen row by row, and each row looks at all of its logits. Weights are
+    put together from where they lie as `gathered` says, but for our own model, which
+    says itself where its products lie.
+    """
+    places = jax.tree.map(lambda leaf: gathered(leaf.sharding), params)
+    encode_there: Any = fns.encode
+
+    def put(params: Params) -> Params:
+        is_ours = fns.chunk is None
+        return params if is_ours else jax.lax.with_sharding_constraint(params, places)
 
     def extend(
         params: Params, cache: Cache, batch: TokenBatch
     ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
-        logits, cache = fns.extend(params, cache, batch)
+        logits, cache = fns.extend(put(params), cache, batch)
         return constrain(logits, (None, None, None), mesh), cache
 
-    return fns._replace(extend=extend)
+    def encode(params: Params, *rest: Any) -> Cache:
+        return encode_there(put(params), *rest)
+
+    return fns._replace(extend=extend, encode=encode_there and encode)
 
 
 def _on_mesh(

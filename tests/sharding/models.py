@@ -18,7 +18,7 @@ from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import ParamSpec, init_params, leaves, param_specs
 from jaxserver.core.partition_rules import param_specs_of
 from jaxserver.core.sharding import make_mesh, num_devices
-from jaxserver.core.steps import build_steps
+from jaxserver.core.steps import build_steps, on_devices
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, TokenBatch
@@ -84,7 +84,8 @@ def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
     placed = place_params(specs, params, mesh, "float32")
     plan = plan_memory(kind, leaves(specs), fns, engine, (mesh, "float32"))
     steps = Stepper(build_steps(fns, placed, engine, mesh), placed, engine)
-    return Tiny(fns, leaves(specs), steps, plan, mesh)
+    served = on_devices(fns, placed, mesh)
+    return Tiny(served, leaves(specs), steps, plan, mesh)
 
 
 def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
