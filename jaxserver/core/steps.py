@@ -338,12 +338,13 @@ def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
     put together from where they lie as `gathered` says, but for our own model, which
     says itself where its products lie.
     """
-    places = jax.tree.map(lambda leaf: gathered(leaf.sharding), params)
     encode_there: Any = fns.encode
 
-    def put(params: Params) -> Params:
-        is_ours = fns.chunk is None
-        return params if is_ours else jax.lax.with_sharding_constraint(params, places)
+    def put(weights: Params) -> Params:
+        if fns.chunk is None:
+            return weights
+        places = jax.tree.map(lambda leaf: gathered(leaf.sharding), params)
+        return jax.lax.with_sharding_constraint(weights, places)
 
     def extend(
         params: Params, cache: Cache, batch: TokenBatch
@@ -351,10 +352,12 @@ def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
         logits, cache = fns.extend(put(params), cache, batch)
         return constrain(logits, (None, None, None), mesh), cache
 
-    def encode(params: Params, *rest: Any) -> Cache:
-        return encode_there(put(params), *rest)
+    def encode(
+        params: Params, cache: Cache, rows: Array, tokens: Array, length: Array
+    ) -> Cache:
+        return encode_there(put(params), cache, rows, tokens, length)
 
-    return fns._replace(extend=extend, encode=encode_there and encode)
+    return fns._replace(extend=extend, encode=encode if encode_there else None)
 
 
 def _on_mesh(
