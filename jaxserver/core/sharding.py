@@ -102,13 +102,9 @@ def gathered(sharding: NamedSharding) -> NamedSharding:
     mesh, rows = sharding.mesh, MESH_AXES["batch"]
     if sum(mesh.shape[name] > 1 for name in rows) < 2:
         return sharding
-    kept = (
-        tuple(name for name in names or () if name not in rows)
-        for names in sharding.spec
-    )
-    return NamedSharding(
-        sharding.mesh, PartitionSpec(*(names or None for names in kept))
-    )
+    along = [mesh_axes(names) for names in sharding.spec]
+    kept = [tuple(name for name in names if name not in rows) for names in along]
+    return NamedSharding(mesh, PartitionSpec(*(names or None for names in kept)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

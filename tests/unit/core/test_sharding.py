@@ -4,6 +4,7 @@ from jax.sharding import PartitionSpec
 
 from jaxserver.core.sharding import (
     constrain,
+    gathered,
     make_mesh,
     named_sharding,
     num_devices,
@@ -102,3 +103,15 @@ def test_a_function_may_say_where_what_it_makes_lies() -> None:
     made = jax.jit(lambda: constrain(x + 1, ("vocab", "embed"), mesh_of(1, 2, 2)))()
     assert {shard.data.shape for shard in made.addressable_shards} == {(4, 3)}
     assert constrain(x, ("vocab", "embed"), None) is x
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((2, 2, 1), (1, 1)), ((1, 2, 2), (2, 2)), ((4, 1, 1), (1, 1))]
+)
+def test_a_weight_is_gathered_where_rows_lie_along_two_axes(
+    shape: tuple[int, ...], parts: tuple[int, int]
+) -> None:
+    mesh = mesh_of(*shape)
+    found = gathered(named_sharding(("vocab", "embed"), (8, 6), mesh))
+    assert found.shard_shape((8, 6)) == (8 // parts[0], 6 // parts[1])
+    assert gathered(replicated(mesh)).is_fully_replicated
