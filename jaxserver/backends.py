@@ -12,7 +12,7 @@ from jaxserver.adapters.flax_models.weights import flax_weights
 from jaxserver.core.families import llama
 from jaxserver.core.loading import load_params, load_tree, place_params, read_config
 from jaxserver.core.params import param_specs
-from jaxserver.core.partition_rules import param_specs_of
+from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import UnsupportedModel
@@ -21,7 +21,14 @@ from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
 Dtypes: TypeAlias = tuple[str, str]
-Load: TypeAlias = Callable[[Mesh, Dtypes, Progress], Params]
+Load: TypeAlias = Callable[[Dtypes, Progress], Params]
+
+
+class Place(NamedTuple):
+    """Where weights go: the devices, and the user's own rules."""
+
+    mesh: Mesh
+    rules: Rules = ()
 
 
 class Backend(NamedTuple):
@@ -30,13 +37,15 @@ class Backend(NamedTuple):
     Attributes:
         fns: Its functions.
         specs: A tree of `ParamSpec`.
-        load: Reads its weights, places them on a mesh, rounds them to the first type
-            and keeps them in the second.
+        place: Where it is to lie.
+        load: Reads its weights, places them, rounds them to the first type and keeps
+            them in the second.
         end_ids: Tokens that end an answer, besides those the tokenizer knows.
     """
 
     fns: ModelFns
     specs: Any
+    place: Place
     load: Load
     end_ids: frozenset[int] = frozenset()
 
@@ -54,12 +63,15 @@ def is_native(checkpoint: Checkpoint, config: ServerConfig) -> bool:
     return checkpoint.config.get("model_type") in llama.MODEL_TYPES
 
 
-def backend_of(checkpoint: Checkpoint, config: ServerConfig, dtype: str) -> Backend:
+def backend_of(
+    checkpoint: Checkpoint, config: ServerConfig, place: Place, dtype: str
+) -> Backend:
     """What runs a checkpoint.
 
     Args:
         checkpoint: As it was found.
         config: Says which, if one is forced.
+        place: Where it is to lie.
         dtype: What a Flax class computes in.
 
     Raises:
@@ -67,41 +79,46 @@ def backend_of(checkpoint: Checkpoint, config: ServerConfig, dtype: str) -> Back
         UnsupportedModel: It cannot be run so; says what can.
     """
     if is_native(checkpoint, config):
-        return _native(checkpoint, config)
+        return _native(checkpoint, config, place)
     model = empty_model(checkpoint, dtype)
-    flax, specs = _flax(model, config, dtype)
+    flax, specs = _flax(model, config, place, dtype)
     named = flax_weights(checkpoint, model)
 
-    def load(mesh: Mesh, dtypes: Dtypes, progress: Progress) -> Params:
-        return load_tree(specs, named, mesh, dtypes, progress)
+    def load(dtypes: Dtypes, progress: Progress) -> Params:
+        return load_tree(specs, named, place.mesh, dtypes, progress)
 
-    return Backend(flax.fns, specs, load, flax.end_ids)
+    return Backend(flax.fns, specs, place, load, flax.end_ids)
 
 
 def backend_in_memory(
-    model: Any, params: Params, config: ServerConfig, dtype: str
+    model: Any, params: Params, config: ServerConfig, place: Place, dtype: str
 ) -> Backend:
     """A Flax model that is there; without `params` those that it holds are taken."""
-    flax, specs = _flax(model, config, dtype)
+    flax, specs = _flax(model, config, place, dtype)
 
-    def load(mesh: Mesh, dtypes: Dtypes, progress: Progress) -> Params:
-        return place_params(specs, params or model.params, mesh, dtypes)
+    def load(dtypes: Dtypes, progress: Progress) -> Params:
+        return place_params(specs, params or model.params, place.mesh, dtypes)
 
-    return Backend(flax.fns, specs, load, flax.end_ids)
+    return Backend(flax.fns, specs, place, load, flax.end_ids)
 
 
-def _native(checkpoint: Checkpoint, config: ServerConfig) -> Backend:
+def _native(checkpoint: Checkpoint, config: ServerConfig, place: Place) -> Backend:
     if checkpoint.layout == "flax":
         checkpoint = as_huggingface(checkpoint)
     known = read_config(checkpoint)
 
-    def load(mesh: Mesh, dtypes: Dtypes, progress: Progress) -> Params:
-        return load_params(known, checkpoint, mesh, dtypes, progress)
+    specs, mesh = with_rules(param_specs(known), place.rules), place.mesh
 
-    fns = transformer_fns(known, min(config.max_length, known.max_len))
-    return Backend(fns, param_specs(known), load)
+    def load(dtypes: Dtypes, progress: Progress) -> Params:
+        return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
+
+    fns = transformer_fns(known, min(config.max_length, known.max_len), mesh=mesh)
+    return Backend(fns, specs, place, load)
 
 
-def _flax(model: Any, config: ServerConfig, dtype: str) -> tuple[FlaxModel, Any]:
+def _flax(
+    model: Any, config: ServerConfig, place: Place, dtype: str
+) -> tuple[FlaxModel, Any]:
     flax = flax_model(model, config.max_length, dtype)
-    return flax, param_specs_of(flax.shapes, model.config.model_type)
+    specs = param_specs_of(flax.shapes, model.config.model_type)
+    return flax, with_rules(specs, place.rules)

@@ -1,6 +1,7 @@
 """`JAXServer`: the one object that users load, call, subclass and serve."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -26,7 +27,7 @@ from jaxserver.ports.handlers import (
     PageUpdates,
     sampling_fields,
 )
-from jaxserver.ports.model import Params
+from jaxserver.ports.model import Params, PartitionRules
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
@@ -69,6 +70,7 @@ class JAXServer:
         model: str | os.PathLike[str] | None = None,
         config: ServerConfig | Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        partition_rules: PartitionRules = (),
     ) -> Self:
         """Loads a model and makes it ready to answer.
 
@@ -77,6 +79,8 @@ class JAXServer:
                 None takes the configuration's.
             config: A `ServerConfig` or a mapping with the same keys.
             progress: Hears how far downloading, loading and compiling are.
+            partition_rules: `(regular expression over parameter paths, axes)`, which
+                go before the model's own; an axis is the mesh's or None.
 
         Raises:
             InvalidConfig: A key is unknown or its value does not fit.
@@ -85,7 +89,7 @@ class JAXServer:
             UnsupportedModel: The model cannot be served.
         """
         server = cls(ServerConfig.of(config, model))
-        server.open(progress)
+        server.open(progress, partition_rules)
         return server
 
     @classmethod
@@ -109,6 +113,7 @@ class JAXServer:
         tokenizer: Any,
         params: Params | None = None,
         config: ServerConfig | Mapping[str, Any] | None = None,
+        partition_rules: PartitionRules = (),
     ) -> Self:
         """Serves a `FlaxPreTrainedModel` that is in memory already.
 
@@ -118,6 +123,7 @@ class JAXServer:
             tokenizer: One of transformers'.
             params: The model's parameters; None takes those that it holds.
             config: A `ServerConfig` or a mapping with the same keys.
+            partition_rules: As `load` takes them.
 
         Raises:
             InvalidConfig: A key is unknown or its value does not fit.
@@ -126,12 +132,16 @@ class JAXServer:
         """
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         server = cls(ServerConfig.of(config, name))
-        server._start(lambda config, _: take_model(model, params, tokenizer, config))
+        parts = (model, params, tokenizer, server.config, partition_rules)
+        server._start(lambda *_: take_model(*parts))
         return server
 
-    def open(self, progress: Progress | None = None) -> None:
+    def open(
+        self, progress: Progress | None = None, partition_rules: PartitionRules = ()
+    ) -> None:
         """Loads, compiles and starts; the errors are those of `load`."""
-        self._start(load_model, progress)
+        load = functools.partial(load_model, partition_rules=partition_rules)
+        self._start(load, progress)
 
     def _start(self, load: Load, progress: Progress | None = None) -> None:
         report = progress or no_progress
@@ -303,9 +313,8 @@ class JAXServer:
 
     def fire(self) -> str:
         """Serves over HTTP in the background; returns the address it listens on."""
-        self._http = HttpServer(
-            self.app(), self._host.config.host, self._host.config.port
-        )
+        config = self._host.config
+        self._http = HttpServer(self.app(), config.host, config.port)
         self._http.start()
         return self.url
 

@@ -28,6 +28,7 @@ from jaxserver.adapters.tokenizers import gguf as gguf_tokenizer
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
 from jaxserver.backends import (
     Backend,
+    Place,
     backend_in_memory,
     backend_of,
     is_native,
@@ -35,11 +36,12 @@ from jaxserver.backends import (
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves
-from jaxserver.core.sharding import make_mesh
+from jaxserver.core.partition_rules import read_rules
+from jaxserver.core.sharding import make_mesh, num_devices
 from jaxserver.core.steps import build_steps
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.memory import MemoryPlan
-from jaxserver.ports.model import ModelFns, Params
+from jaxserver.ports.model import ModelFns, Params, PartitionRules
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
 from jaxserver.ports.tensors import Checkpoint
@@ -73,14 +75,23 @@ Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
 def plan(config: ServerConfig) -> MemoryPlan:
     """What `load_model` will take, from the checkpoint's header."""
     checkpoint = open_checkpoint(locate(config.model, no_progress))
-    backend = backend_of(checkpoint, config, _kept_dtype(config))
-    return _plan(config, backend, _engine(config, backend.fns), _mesh(config))
+    backend = backend_of(checkpoint, config, _place(config), _kept_dtype(config))
+    return _plan(config, backend, _engine(config, backend))
 
 
-def load_model(config: ServerConfig, progress: Progress) -> Model:
-    """Finds and reads a checkpoint, tokenizer and template included."""
+def load_model(
+    config: ServerConfig, progress: Progress, partition_rules: PartitionRules = ()
+) -> Model:
+    """Finds and reads a checkpoint, tokenizer and template included.
+
+    Args:
+        config: The configuration.
+        progress: Hears how far downloading and loading are.
+        partition_rules: The user's own; see `core.partition_rules.read_rules`.
+    """
+    place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
-    backend = backend_of(checkpoint, config, _kept_dtype(config))
+    backend = backend_of(checkpoint, config, place, _kept_dtype(config))
     return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
@@ -93,12 +104,16 @@ def load_torch_model(config: ServerConfig, progress: Progress) -> Model:
         return load_model(config, progress)
     kept = _kept_dtype(config)
     model = model_from_pytorch(checkpoint, kept)
-    backend = backend_in_memory(model, None, config, kept)
+    backend = backend_in_memory(model, None, config, _place(config), kept)
     return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
 def take_model(
-    model: Any, params: Params, tokenizer: Any, config: ServerConfig
+    model: Any,
+    params: Params,
+    tokenizer: Any,
+    config: ServerConfig,
+    partition_rules: PartitionRules = (),
 ) -> Model:
     """Serves a `FlaxPreTrainedModel` that is in memory already.
 
@@ -107,8 +122,10 @@ def take_model(
         params: Its parameters, or None for those that it holds itself.
         tokenizer: One of transformers'.
         config: The configuration.
+        partition_rules: The user's own; see `core.partition_rules.read_rules`.
     """
-    backend = backend_in_memory(model, params, config, _kept_dtype(config))
+    place = _place(config, partition_rules)
+    backend = backend_in_memory(model, params, config, place, _kept_dtype(config))
     return _made(config, backend, *_saved(model, tokenizer), no_progress)
 
 
@@ -119,19 +136,19 @@ def _made(
     formatter: PromptFormatter,
     progress: Progress,
 ) -> Model:
-    engine, mesh = _engine(config, backend.fns), _mesh(config)
+    engine = _engine(config, backend)
     dtypes = (DTYPES[config.dtype], _kept_dtype(config))
     if dtypes[0] != dtypes[1]:
         LOGGER.info("%s weights are computed in %s on this device", *dtypes)
     ends = tokenizer.eos_ids | backend.end_ids
     return Model(
         fns=backend.fns,
-        params=backend.load(mesh, dtypes, progress),
+        params=backend.load(dtypes, progress),
         tokenizer=dataclasses.replace(tokenizer, eos_ids=ends),
         formatter=formatter,
         engine=engine,
-        mesh=mesh,
-        plan=_plan(config, backend, engine, mesh),
+        mesh=backend.place.mesh,
+        plan=_said(_plan(config, backend, engine)),
     )
 
 
@@ -187,31 +204,44 @@ def start_engine(
     return text
 
 
-def _engine(config: ServerConfig, fns: ModelFns) -> EngineConfig:
-    """The sizes that follow from what was asked for and what the model allows."""
+def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
+    """The sizes that follow from what was asked for and what the model allows.
+
+    The number of slots that nobody chose is one that the mesh divides.
+    """
+    fns, mesh = backend.fns, backend.place.mesh
     if fns.max_len < config.max_length:
         LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
-    platform = jax.devices()[0].platform
+    platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
+    usual = DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS)
     return EngineConfig(
-        slots=config.slots or DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS),
+        slots=config.slots or -(-usual // row_parts) * row_parts,
         prefill_rows=config.batch_size,
         max_len=fns.max_len,
         max_stream_tokens=config.max_stream_tokens,
         chunk=fns.chunk,
         encoder_lengths=fns.encoder_lengths,
+        row_parts=row_parts,
     )
 
 
-def _mesh(config: ServerConfig) -> Mesh:
+def _place(config: ServerConfig, partition_rules: PartitionRules = ()) -> Place:
     shape, names = config.mesh_axes_shape, config.mesh_axes_names
-    return make_mesh(shape, names, jax.devices())
+    mesh = make_mesh(shape, names, jax.devices())
+    return Place(mesh, read_rules(partition_rules))
 
 
-def _plan(
-    config: ServerConfig, backend: Backend, engine: EngineConfig, mesh: Mesh
-) -> MemoryPlan:
-    place = (mesh, _kept_dtype(config))
+def _plan(config: ServerConfig, backend: Backend, engine: EngineConfig) -> MemoryPlan:
+    place = (backend.place.mesh, _kept_dtype(config))
     return plan_memory(config.model, leaves(backend.specs), backend.fns, engine, place)
+
+
+def _said(plan: MemoryPlan) -> MemoryPlan:
+    """Says what the mesh cannot cut."""
+    if plan.undivided:
+        sizes = ", ".join(plan.undivided)
+        LOGGER.warning("whole, as the mesh does not divide their sizes: %s", sizes)
+    return plan
 
 
 def _kept_dtype(config: ServerConfig) -> str:

@@ -1,9 +1,6 @@
-"""Strict JAX, four devices, Hypothesis profiles, and the default model as a fixture."""
+"""Strict JAX, eight devices, Hypothesis profiles, the default model as a fixture."""
 
 import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-
 from pathlib import Path
 
 import chex
@@ -13,6 +10,8 @@ import pytest
 
 from jaxserver.adapters.checkpoints.locate import locate
 from jaxserver.ports.config import DEFAULT_MODEL
+
+jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
 hypothesis.settings.register_profile(
@@ -30,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--every-class",
         action="store_true",
         help="every Flax class of transformers that answers with text, not a few",
+    )
+    parser.addoption(
+        "--every-mesh",
+        action="store_true",
+        help="every model of the sharding tests on every mesh, not a few",
     )
 
 

@@ -71,6 +71,9 @@ class EngineConfig:
 
     Attributes:
         slots: Requests decoded together.
+        row_parts: Devices over which the slots are split, `dp` times `fsdp`. Where they
+            are, a decode step runs all of them: each device has its own slots, and
+            fewer slots would leave devices idle.
         prefill_rows: Prompts prefilled together.
         max_len: Longest sequence, prompt and answer.
         max_stream_tokens: Most tokens decoded per dispatch.
@@ -88,8 +91,12 @@ class EngineConfig:
     chunk: int | None = None
     encoder_lengths: tuple[int, ...] = ()
     block_seconds: float = 0.1
+    row_parts: int = 1
 
     def __post_init__(self) -> None:
+        if self.slots % self.row_parts:
+            got = f"{self.slots} on a mesh whose dp times fsdp is {self.row_parts}"
+            raise InvalidConfig("slots", got, f"a multiple of {self.row_parts}")
         if self.chunk is not None:
             return
         if self.slots > MAX_CALL_TOKENS:
@@ -110,7 +117,7 @@ class EngineConfig:
     @property
     def decode_ladder(self) -> tuple[int, ...]:
         """Numbers of slots that a decode step may be compiled for, smallest first."""
-        if self.chunk is not None:
+        if self.chunk is not None or self.row_parts > 1:
             return (self.slots,)
         rungs = [rung for rung in (4, 8, 16, 32, 64, 128) if rung < self.slots]
         return (*rungs, self.slots)

@@ -27,6 +27,7 @@ from jaxserver.core.params import (
     Weights,
     param_specs,
 )
+from jaxserver.core.partition_rules import Rules, with_rules
 from jaxserver.core.sharding import named_sharding
 from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.model import Params
@@ -73,6 +74,7 @@ def load_params(
     mesh: Mesh,
     dtypes: tuple[str, str],
     progress: Progress,
+    rules: Rules = (),
 ) -> Weights:
     """Reads every weight and places it on its devices.
 
@@ -84,11 +86,13 @@ def load_params(
         mesh: Where they go.
         dtypes: What they are rounded to, and what they are then kept as.
         progress: Hears of the bytes placed, stage `load`.
+        rules: How the user wants them to lie.
 
     Raises:
         BrokenCheckpoint: A tensor is missing or has another shape than expected.
     """
-    specs, recipes = param_specs(config), _recipes(config, checkpoint)
+    specs = with_rules(param_specs(config), rules)
+    recipes = _recipes(config, checkpoint)
     weights: Weights = _load(specs, recipes, checkpoint, mesh, dtypes, progress)
     return weights
 

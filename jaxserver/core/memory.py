@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.params import ParamSpec
-from jaxserver.core.sharding import num_parts
+from jaxserver.core.sharding import WEIGHT_AXES, num_devices, num_parts, undivided
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns
 
@@ -46,9 +47,20 @@ def plan_memory(
         replicated=tuple(
             spec.path
             for spec, part in zip(specs, parts, strict=True)
-            if part == 1 and mesh.size > 1
+            if part < num_devices(WEIGHT_AXES, mesh)
         ),
+        undivided=_undivided(specs, mesh),
     )
+
+
+def _undivided(specs: Iterable[ParamSpec], mesh: Mesh) -> tuple[str, ...]:
+    """Each once, however many layers have it."""
+    found = [
+        f"{re.sub(r'[0-9]+', '*', spec.path)} ({', '.join(sizes)})"
+        for spec in specs
+        if (sizes := undivided(spec.axes, spec.shape, mesh))
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 def _per_device(counts: Sequence[int], parts: Sequence[int], dtype: str) -> int:

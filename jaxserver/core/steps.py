@@ -19,8 +19,8 @@ from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
 from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.sharding import named_sharding, replicated
-from jaxserver.ports.model import Axes, ModelFns, Params, TokenBatch
+from jaxserver.core.sharding import constrain, gathered, named_sharding, replicated
+from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
@@ -290,6 +290,7 @@ def build_steps(
         engine: The sizes.
         mesh: Where the state lies: rows over the batch axes.
     """
+    fns = on_devices(fns, params, mesh)
     shapes = jax.eval_shape(functools.partial(init_state, fns, engine.slots))
     state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
     cache = jax.tree.map(
@@ -328,6 +329,35 @@ def build_steps(
             for rows in engine.decode_ladder
         },
     )
+
+
+def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
+    """Says where things lie around a model.
+
+    A token is chosen row by row, and each row looks at all of its logits. Weights are
+    put together from where they lie as `gathered` says, but for our own model, which
+    says itself where its products lie.
+    """
+    encode_there: Any = fns.encode
+
+    def put(weights: Params) -> Params:
+        if fns.chunk is None:
+            return weights
+        places = jax.tree.map(lambda leaf: gathered(leaf.sharding), params)
+        return jax.lax.with_sharding_constraint(weights, places)
+
+    def extend(
+        params: Params, cache: Cache, batch: TokenBatch
+    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+        logits, cache = fns.extend(put(params), cache, batch)
+        return constrain(logits, (None, None, None), mesh), cache
+
+    def encode(
+        params: Params, cache: Cache, rows: Array, tokens: Array, length: Array
+    ) -> Cache:
+        return encode_there(put(params), cache, rows, tokens, length)
+
+    return fns._replace(extend=extend, encode=encode if encode_there else None)
 
 
 def _on_mesh(

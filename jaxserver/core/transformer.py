@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.config import MIN_CALL_TOKENS, ModelConfig
@@ -17,12 +18,13 @@ from jaxserver.core.kv_cache import (
 )
 from jaxserver.core.ops import paged
 from jaxserver.core.ops.attention import BLOCK, attend
-from jaxserver.core.ops.linear import linear, pad_tokens
+from jaxserver.core.ops.linear import linear_on, pad_tokens
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from jaxserver.core.params import LayerParams, Weights
-from jaxserver.ports.model import ModelFns, TokenBatch
+from jaxserver.core.sharding import constrain
+from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, TokenBatch
 
 LayerCache = tuple[
     Float[Array, "pages kv_heads head_dim page_size"],
@@ -31,7 +33,10 @@ LayerCache = tuple[
 
 
 def transformer_fns(
-    config: ModelConfig, max_len: int, page_size: int | None = None
+    config: ModelConfig,
+    max_len: int,
+    page_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> ModelFns:
     """Builds the functions of one model; a page is a whole row unless told otherwise.
 
@@ -39,13 +44,14 @@ def transformer_fns(
         config: The model.
         max_len: Longest sequence to serve.
         page_size: Tokens of a page, a multiple or a divisor of the attention's block.
+        mesh: Where the weights and the cache lie; None leaves all to the compiler.
     """
     page_size = page_size or whole_row_page(max_len)
     chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     return ModelFns(
         init_cache=functools.partial(_init_cache, config, page_size),
-        extend=functools.partial(extend, config, rope_table(config, max_len)),
+        extend=functools.partial(extend, config, rope_table(config, max_len), mesh),
         copy_pages=copy_pages,
         cache_axes=lambda shape: KV_AXES,
         page_size=page_size,
@@ -61,20 +67,27 @@ def _init_cache(config: ModelConfig, page_size: int, num_pages: int) -> KVCache:
 def extend(
     config: ModelConfig,
     table: RopeTable,
+    mesh: Mesh | None,
     params: Weights,
     cache: KVCache,
     batch: TokenBatch,
 ) -> tuple[Float[Array, "rows reads vocab"], KVCache]:
-    """Runs some tokens of some rows; see `ports.model.Extend`."""
+    """Runs some tokens of some rows; see `ports.model.Extend`.
+
+    On a mesh every device sees all tokens, so that a token's bits do not depend on how
+    many there are; the weights are split, and attention is with the cache.
+    """
     rows, time = batch.tokens.shape
     chex.assert_equal(len(params.layers), config.num_layers)
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     positions = batch.start[:, None] + steps
     embedded = params.embedding.at[batch.tokens].get(mode="clip")
     x = pad_tokens(embedded.reshape(rows * time, -1).astype(jnp.float32))
+    whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
+    x = whole(x)
     all_keys, all_values = [], []
     # Layers are alike: traced and lowered once, which takes most of a start otherwise.
-    run_layer = jax.jit(functools.partial(_layer, config, table))
+    run_layer = jax.jit(functools.partial(_layer, config, table, mesh))
     for index, layer in enumerate(params.layers):
         layer_cache = (cache.keys[index], cache.values[index])
         with jax.named_scope(f"layer_{index}"):
@@ -86,7 +99,8 @@ def extend(
     reads = batch.logits_at.shape[1]
     wanted = pad_tokens(read.reshape(rows * reads, -1), MIN_CALL_TOKENS)
     head = params.embedding if params.head is None else params.head
-    logits = linear(rms_norm(wanted, params.norm, config.norm_eps), head)
+    normed = whole(rms_norm(wanted, params.norm, config.norm_eps))
+    logits = linear_on(mesh, ("vocab", "embed"), normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
 
@@ -94,15 +108,21 @@ def extend(
 def _layer(
     config: ModelConfig,
     table: RopeTable,
+    mesh: Mesh | None,
     params: LayerParams[Array],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
     (x, cache), (batch, positions) = state, where
     rows, time = positions.shape
-    normed = rms_norm(x, params.attention_norm, config.norm_eps)
-    qkv = linear(normed, params.qkv, params.qkv_bias)[: rows * time]
+    whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
+    normed = whole(rms_norm(x, params.attention_norm, config.norm_eps))
+    into: Axes = ("kv_heads", None, None, "embed")
+    qkv = linear_on(mesh, into, normed, params.qkv, params.qkv_bias)[: rows * time]
     qkv = qkv.reshape(rows, time, *qkv.shape[1:])
+    # Rows that are pages of the same number run where their pages are.
+    rows_axis: LogicalAxis | None = "batch" if batch.page_table is None else None
+    qkv = constrain(qkv, (rows_axis, None, "kv_heads", None, None), mesh)
     turned = rotate(qkv[:, :, :, :-1], table, positions)
     queries, keys, values = turned[:, :, :, :-1], turned[:, :, :, -1], qkv[:, :, :, -1]
     page_size, num_pages = cache[0].shape[3], cache[0].shape[0]
@@ -113,8 +133,10 @@ def _layer(
     ends = jnp.where(batch.length > 0, batch.start + batch.length, 0)
     num_blocks = (jnp.max(ends) + BLOCK - 1) // BLOCK
     attended = attend(queries, cache, batch.page_table, positions, num_blocks)
+    attended = constrain(attended, (None, None, "kv_heads", None, None), mesh)
     flat = pad_tokens(attended.reshape(rows * time, -1))
     out = params.out.reshape(params.out.shape[0], -1)
-    x = x + linear(flat, out, params.out_bias)
-    normed = rms_norm(x, params.mlp_norm, config.norm_eps)
-    return x + gated_mlp(normed, params.mlp), cache
+    back = linear_on(mesh, ("embed", "kv_heads"), flat, out, params.out_bias)
+    x = whole(x + back)
+    normed = whole(rms_norm(x, params.mlp_norm, config.norm_eps))
+    return whole(x + gated_mlp(normed, params.mlp, mesh)), cache

@@ -14,7 +14,9 @@ class MemoryPlan:
         slots: Requests that fit at once.
         weights_bytes_per_device: Of the fullest device.
         cache_bytes_per_device: Keys and values of all its rows.
-        replicated: Parameters that lie whole on every device though others are split.
+        replicated: Parameters cut into fewer parts than `fsdp` times `mp`, so that more
+            than one of the devices that share the weights holds the same.
+        undivided: The sizes among them that the mesh would cut, but does not divide.
     """
 
     model: str
@@ -26,6 +28,7 @@ class MemoryPlan:
     weights_bytes_per_device: int
     cache_bytes_per_device: int
     replicated: tuple[str, ...] = ()
+    undivided: tuple[str, ...] = ()
 
     @property
     def bytes_per_device(self) -> int:

@@ -1,6 +1,6 @@
 """The port through which the engine runs any language model with a decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from jaxtyping import Array, Float, Int
@@ -12,7 +12,12 @@ LogicalAxis: TypeAlias = Literal[
     "batch", "embed", "heads", "kv_heads", "mlp", "vocab", "pages"
 ]
 """What a dimension of an array means, whatever devices it is spread over."""
-Axes: TypeAlias = tuple[LogicalAxis | None, ...]
+MeshAxis: TypeAlias = Literal["dp", "fsdp", "mp"]
+Axis: TypeAlias = LogicalAxis | MeshAxis | tuple[MeshAxis, ...]
+"""What cuts a dimension: its meaning, or an axis or several of the mesh by name."""
+Axes: TypeAlias = tuple[Axis | None, ...]
+PartitionRules: TypeAlias = Iterable[tuple[str, Iterable[Axis | None]]]
+"""Of a user: regular expressions over the paths of parameters, and their axes."""
 
 
 class TokenBatch(NamedTuple):

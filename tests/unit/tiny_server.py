@@ -30,7 +30,9 @@ PLAN = MemoryPlan(
 )
 
 
-def tiny_parts(config: ServerConfig, progress: Progress) -> Model:
+def tiny_parts(
+    config: ServerConfig, progress: Progress, partition_rules: object = ()
+) -> Model:
     """What `load_model` returns, without a file."""
     tiny = engines.model()
     progress("load", 1, 1)

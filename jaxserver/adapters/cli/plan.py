@@ -50,5 +50,5 @@ def _table(counted: MemoryPlan) -> Table:
     table.add_row("together per device", decimal(counted.bytes_per_device))
     if counted.replicated:
         table.add_section()
-        table.add_row("whole on every device", Text("\n".join(counted.replicated)))
+        table.add_row("held more than once", Text("\n".join(counted.replicated)))
     return table

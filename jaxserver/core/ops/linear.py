@@ -9,9 +9,12 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxserver.core.config import MIN_CALL_TOKENS
+from jaxserver.core.sharding import constrain
+from jaxserver.ports.model import Axes
 
 
 def linear(
@@ -27,6 +30,29 @@ def linear(
     if bias is not None:
         y = y + bias.reshape(1, -1).astype(x.dtype)
     return y.reshape(x.shape[0], *out)
+
+
+def linear_on(
+    mesh: Mesh | None,
+    axes: Axes,
+    x: Float[Array, "tokens in"],
+    weight: Float[Array, "*out in"],
+    bias: Float[Array, "*out"] | None = None,
+) -> Float[Array, "tokens *out"]:
+    """`linear` as one product on every mesh, whatever lies before and behind it.
+
+    Each device multiplies its part of the weight with all tokens, and partial sums are
+    added up: a token's bits do not depend on how many there are.
+
+    Args:
+        mesh: Where the weight lies.
+        axes: Of the weight.
+        x: Tokens, which are put where they are needed.
+        weight: `[*out in]`.
+        bias: Of the shape of the output.
+    """
+    x = constrain(x, (None, axes[-1]), mesh)
+    return constrain(linear(x, weight, bias), (None, *axes[:-1]), mesh)
 
 
 def pad_tokens(

@@ -4,9 +4,11 @@ import dataclasses
 from typing import Generic, TypeVar
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxserver.core.ops.linear import linear
+from jaxserver.core.ops.linear import linear_on
+from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
 
@@ -26,9 +28,12 @@ class MlpParams(Generic[Leaf]):
 
 
 def gated_mlp(
-    x: Float[Array, "tokens embed"], params: MlpParams[Array]
+    x: Float[Array, "tokens embed"],
+    params: MlpParams[Array],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "tokens embed"]:
     """`down(silu(gate(x)) * up(x))`."""
-    both = linear(x, params.gate_up, params.gate_up_bias)
+    up: Axes = (None, "mlp", "embed")
+    both = linear_on(mesh, up, x, params.gate_up, params.gate_up_bias)
     hidden = jax.nn.silu(both[:, 0]) * both[:, 1]
-    return linear(hidden, params.down, params.down_bias)
+    return linear_on(mesh, ("embed", "mlp"), hidden, params.down, params.down_bias)

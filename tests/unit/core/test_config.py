@@ -35,6 +35,17 @@ def test_the_decode_ladder_ends_with_all_slots(
     assert EngineConfig(slots=slots, max_len=64).decode_ladder == ladder
 
 
+def test_a_decode_step_runs_all_slots_where_a_mesh_splits_them() -> None:
+    assert EngineConfig(slots=16, max_len=64, row_parts=2).decode_ladder == (16,)
+
+
+def test_slots_that_a_mesh_does_not_divide_are_refused_with_both_numbers() -> None:
+    with pytest.raises(InvalidConfig, match="slots") as caught:
+        EngineConfig(slots=6, max_len=64, row_parts=4)
+    assert caught.value.got == "6 on a mesh whose dp times fsdp is 4"
+    assert caught.value.allowed == "a multiple of 4"
+
+
 def test_more_slots_than_a_call_has_tokens_are_refused() -> None:
     with pytest.raises(InvalidConfig, match="slots: got 257, allowed is at most 256"):
         EngineConfig(slots=257, max_len=64)

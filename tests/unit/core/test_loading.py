@@ -12,6 +12,7 @@ from jaxserver.adapters.checkpoints.safetensors import open_safetensors
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.loading import halves_apart, load_params, read_config
 from jaxserver.core.params import Weights, init_params
+from jaxserver.core.partition_rules import Rules
 from jaxserver.core.sharding import make_mesh
 from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.tensors import Checkpoint
@@ -57,6 +58,16 @@ def load(
 ) -> Weights:
     mesh = make_mesh(shape, AXES, jax.devices()[: shape[0] * shape[1] * shape[2]])
     return load_params(config, checkpoint, mesh, dtypes, lambda *_: None)
+
+
+def test_the_users_rules_say_where_a_weight_goes() -> None:
+    checkpoint = checkpoint_of(saved(TINY_LLAMA, init_params(TINY_LLAMA, 0)))
+    mesh, nobody = make_mesh((1, 2, 2), AXES, jax.devices()[:4]), lambda *_: None
+    rules: Rules = (("mlp.down", (None, ("fsdp", "mp"))), ("qkv", ()))
+    params = load_params(TINY_LLAMA, checkpoint, mesh, FLOAT32, nobody, rules)
+    assert params.layers[1].mlp.down.addressable_shards[0].data.shape == (32, 12)
+    assert params.layers[1].qkv.sharding.is_fully_replicated
+    assert not params.layers[1].out.sharding.is_fully_replicated
 
 
 def saved(config: ModelConfig, params: Weights) -> dict[str, HostArray]:

@@ -64,7 +64,7 @@ def test_the_plan_is_what_is_allocated(
     assert (plan.max_length, plan.dtype) == (MAX_LEN, dtype)
 
 
-def test_the_plan_names_what_lies_whole_on_every_device() -> None:
+def test_the_plan_names_what_is_held_more_than_once() -> None:
     engine = EngineConfig(slots=4, max_len=MAX_LEN)
 
     def replicated(shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -75,7 +75,24 @@ def test_the_plan_names_what_lies_whole_on_every_device() -> None:
         place = (mesh, "float32")
         return plan_memory("tiny", specs, fns, engine, place).replicated
 
-    assert replicated((1, 1, 1)) == ()
+    assert replicated((1, 1, 1)) == replicated((4, 1, 1)) == ()
     assert "layers.1.mlp_norm" in replicated((1, 4, 1))
     assert "embedding" not in replicated((1, 4, 1))
     assert "embedding" in replicated((1, 1, 4))
+    assert "layers.1.qkv" not in replicated((1, 2, 2))
+    assert "layers.1.qkv_bias" in replicated((1, 2, 2))  # cut in two of four
+
+
+def test_the_plan_names_a_size_that_does_not_divide_once_for_all_layers() -> None:
+    specs = leaves(param_specs(UNTIED))
+    engine = EngineConfig(slots=4, max_len=MAX_LEN)
+    mesh = make_mesh((1, 1, 4), ("dp", "fsdp", "mp"), jax.devices()[:4])
+    fns = transformer_fns(UNTIED, MAX_LEN)
+    plan = plan_memory("tiny", specs, fns, engine, (mesh, "float32"))
+    assert plan.undivided == (
+        "embedding (66 over 4)",
+        "layers.*.qkv (2 over 4)",
+        "layers.*.qkv_bias (2 over 4)",
+        "layers.*.out (2 over 4)",
+        "head (66 over 4)",
+    )
