@@ -89,8 +89,12 @@ def load_model(config: ServerConfig, progress: Progress) -> Model:
         tokenizer = folder_tokenizer.from_folder(path)
         formatter = sources.from_folder(path)
     dtypes = (DTYPES[config.dtype], _kept_dtype(config))
-    if dtypes[0] != dtypes[1]:
-        LOGGER.info("%s weights are computed in %s on this device", *dtypes)
+    if dtypes[0] != _computed_dtype(config):
+        LOGGER.info(
+            "%s weights are computed in %s on this device",
+            dtypes[0],
+            _computed_dtype(config),
+        )
     params = load_params(found.config, found.checkpoint, found.mesh, dtypes, progress)
     return Model(
         fns=found.fns,
@@ -116,7 +120,7 @@ def take_model(
     """
     from jaxserver.adapters.flax_models.models import flax_model  # noqa: PLC0415  # slow
 
-    kept = _kept_dtype(config)
+    kept = _computed_dtype(config)
     flax = flax_model(model, config.max_length, kept)
     engine, mesh = _engine(config, flax.fns), _mesh(config)
     specs = param_specs_of(flax.shapes, model.config.model_type)
@@ -212,7 +216,13 @@ def _plan(config: ServerConfig, found: _Found) -> MemoryPlan:
 
 
 def _kept_dtype(config: ServerConfig) -> str:
-    """On a CPU, which has no fast 16-bit arithmetic, weights are kept as float32."""
+    """What weights lie in memory as; 16 bits that must be widened are the slower."""
+    is_auto = config.quantize == "auto"
+    return _computed_dtype(config) if is_auto else DTYPES[config.dtype]
+
+
+def _computed_dtype(config: ServerConfig) -> str:
+    """A CPU has no fast 16-bit arithmetic."""
     is_cpu = jax.devices()[0].platform == "cpu"
     return "float32" if is_cpu else DTYPES[config.dtype]
 

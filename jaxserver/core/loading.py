@@ -103,7 +103,8 @@ def load_params(
             _read(checkpoint, name, shape)
             for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
         ]
-        values = recipe.arrange(parts, spec).astype(rounded).astype(kept)
+        values = recipe.arrange(parts, spec)
+        values = values.astype(rounded, copy=False).astype(kept, copy=False)
         sharding = named_sharding(spec.axes, spec.shape, mesh)
         placed: Array = jax.device_put(np.ascontiguousarray(values), sharding)
         progress("load", end, ends[-1])

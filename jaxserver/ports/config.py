@@ -152,7 +152,11 @@ class ServerConfig:
     max_queue: int = _key(
         256, _integer(0), "Requests that may wait for a slot before 429 is answered."
     )
-    quantize: str = _key("auto", _one_of("auto", "none"), "How weights are compressed.")
+    quantize: str = _key(
+        "auto",
+        _one_of("auto", "none"),
+        "How weights are kept; none: in `dtype`, auto: in what is fastest here.",
+    )
     numerics: str = _key(
         "invariant", _one_of("invariant"), "What is promised about an answer's bits."
     )

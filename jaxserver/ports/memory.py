@@ -14,6 +14,8 @@ class MemoryPlan:
         slots: Requests that fit at once.
         weights_bytes_per_device: Of the fullest device.
         cache_bytes_per_device: Keys and values of all its rows.
+        working_bytes_per_device: The largest weight in the type that it is computed in,
+            where it is kept in fewer bits.
         replicated: Parameters that lie whole on every device though others are split.
     """
 
@@ -25,8 +27,13 @@ class MemoryPlan:
     dtype: str
     weights_bytes_per_device: int
     cache_bytes_per_device: int
+    working_bytes_per_device: int = 0
     replicated: tuple[str, ...] = ()
 
     @property
     def bytes_per_device(self) -> int:
-        return self.weights_bytes_per_device + self.cache_bytes_per_device
+        return (
+            self.weights_bytes_per_device
+            + self.cache_bytes_per_device
+            + self.working_bytes_per_device
+        )

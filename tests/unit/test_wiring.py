@@ -6,8 +6,10 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -162,15 +164,18 @@ def test_a_plan_reads_no_weights(config: ServerConfig, tmp_path: Path) -> None:
     assert wiring.plan(other).num_parameters == wiring.plan(config).num_parameters
 
 
+@pytest.mark.parametrize(
+    ("quantize", "kept"), [("auto", jnp.float32), ("none", jnp.bfloat16)]
+)
 def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
-    config: ServerConfig, caplog: pytest.LogCaptureFixture
+    config: ServerConfig, caplog: pytest.LogCaptureFixture, quantize: str, kept: Any
 ) -> None:
-    half = dataclasses.replace(config, dtype="bf16")
+    half = dataclasses.replace(config, dtype="bf16", quantize=quantize)
     with caplog.at_level(logging.INFO, "jaxserver"):
         loaded = wiring.load_model(half, nobody)
 
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(loaded.params)}
-    assert dtypes == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(kept)}
+    assert (loaded.plan.working_bytes_per_device > 0) == (quantize == "none")
     assert "bfloat16 weights are computed in float32" in caplog.text
 
 
