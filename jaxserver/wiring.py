@@ -17,6 +17,7 @@ from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
+from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.prompts import sources
@@ -33,6 +34,7 @@ from jaxserver.core.sharding import make_mesh
 from jaxserver.core.steps import build_steps
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import DTYPES, ServerConfig
+from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params
 from jaxserver.ports.progress import Progress
@@ -174,11 +176,26 @@ def start_engine(
     text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
-        device = Device(compiled, model.params, engine)
+        is_one = jax.process_count() == 1
+        orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
+        device = Device(compiled, model.params, engine, orders)
         return EngineLoop(device, engine, on_events, time.monotonic)
 
     text.start(make_loop)
     return text
+
+
+def follow(model: Model, compiled: CompiledSteps) -> None:
+    """Runs what process 0 orders, until it lets this one go.
+
+    Raises:
+        EngineFailed: Another process is lost.
+    """
+    device = Device(compiled, model.params, model.engine, NoOrders())
+    try:
+        Broadcast(compiled.steps, model.engine).follow(device.follow)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        raise EngineFailed(f"another process is lost: {error}") from error
 
 
 def _find(config: ServerConfig, progress: Progress) -> _Found:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from jaxserver.core.config import ModelConfig
@@ -106,13 +106,19 @@ def load_params(
         values = recipe.arrange(parts, spec)
         values = values.astype(rounded, copy=False).astype(kept, copy=False)
         sharding = named_sharding(spec.axes, spec.shape, mesh)
-        placed: Array = jax.device_put(np.ascontiguousarray(values), sharding)
         progress("load", end, ends[-1])
-        return placed
+        return put(values, sharding)
 
     loaded = [load(*leaf) for leaf in zip(flat, recipes, ends, strict=True)]
     weights: Weights = jax.tree.unflatten(tree, loaded)
     return weights
+
+
+def put(values: HostArray | Array, sharding: NamedSharding) -> Array:
+    """Puts each device's part on it, where this process has the device."""
+    return jax.make_array_from_callback(
+        values.shape, sharding, lambda index: values[index]
+    )
 
 
 def place_params(specs: Any, params: Params, mesh: Mesh, dtype: str) -> Params:
@@ -121,10 +127,7 @@ def place_params(specs: Any, params: Params, mesh: Mesh, dtype: str) -> Params:
     def place(spec: ParamSpec, leaf: Any) -> Array:
         is_float = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
         values = leaf.astype(_numpy_dtype(dtype)) if is_float else leaf
-        placed: Array = jax.device_put(
-            values, named_sharding(spec.axes, spec.shape, mesh)
-        )
-        return placed
+        return put(values, named_sharding(spec.axes, spec.shape, mesh))
 
     is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
     return jax.tree.map(place, specs, params, is_leaf=is_spec)

@@ -70,6 +70,11 @@ def named_sharding(axes: Axes, shape: Sequence[int], mesh: Mesh) -> NamedShardin
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def one_row_a_device(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices, whatever they are for."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -34,9 +34,14 @@ COMPILES = CompileCounter()
 
 
 class CompiledSteps:
-    """The executables of one engine, each compiled at most once."""
+    """The executables of one engine, each compiled at most once.
+
+    Attributes:
+        steps: How each is compiled.
+    """
 
     def __init__(self, steps: Steps) -> None:
+        self.steps = steps
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
             **{("prefill", time): build for time, build in steps.prefill.items()},
