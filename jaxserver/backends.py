@@ -14,14 +14,13 @@ from jaxserver.core.loading import load_params, load_tree, place_params, read_co
 from jaxserver.core.params import param_specs
 from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
 from jaxserver.core.transformer import transformer_fns
-from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.model import ModelFns, Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
-Dtypes: TypeAlias = tuple[str, str]
-Load: TypeAlias = Callable[[Dtypes, Progress], Params]
+Load: TypeAlias = Callable[[Progress], Params]
 
 
 class Place(NamedTuple):
@@ -38,14 +37,15 @@ class Backend(NamedTuple):
         fns: Its functions.
         specs: A tree of `ParamSpec`.
         place: Where it is to lie.
-        load: Reads its weights, places them, rounds them to the first type and keeps
-            them in the second.
+        kept: The type that its weights are kept in.
+        load: Reads its weights, rounds them to the configured type and places them.
         end_ids: Tokens that end an answer, besides those the tokenizer knows.
     """
 
     fns: ModelFns
     specs: Any
     place: Place
+    kept: str
     load: Load
     end_ids: frozenset[int] = frozenset()
 
@@ -72,22 +72,24 @@ def backend_of(
         checkpoint: As it was found.
         config: Says which, if one is forced.
         place: Where it is to lie.
-        dtype: What a Flax class computes in.
+        dtype: What is computed in.
 
     Raises:
         BrokenCheckpoint: A tensor is missing, surplus or of another shape.
         UnsupportedModel: It cannot be run so; says what can.
     """
     if is_native(checkpoint, config):
-        return _native(checkpoint, config, place)
+        return _native(checkpoint, config, place, dtype)
     model = empty_model(checkpoint, dtype)
     flax, specs = _flax(model, config, place, dtype)
     named = flax_weights(checkpoint, model)
 
-    def load(dtypes: Dtypes, progress: Progress) -> Params:
+    dtypes = (DTYPES[config.dtype], dtype)
+
+    def load(progress: Progress) -> Params:
         return load_tree(specs, named, place.mesh, dtypes, progress)
 
-    return Backend(flax.fns, specs, place, load, flax.end_ids)
+    return Backend(flax.fns, specs, place, dtype, load, flax.end_ids)
 
 
 def backend_in_memory(
@@ -95,25 +97,32 @@ def backend_in_memory(
 ) -> Backend:
     """A Flax model that is there; without `params` those that it holds are taken."""
     flax, specs = _flax(model, config, place, dtype)
+    dtypes = (DTYPES[config.dtype], dtype)
 
-    def load(dtypes: Dtypes, progress: Progress) -> Params:
+    def load(progress: Progress) -> Params:
         return place_params(specs, params or model.params, place.mesh, dtypes)
 
-    return Backend(flax.fns, specs, place, load, flax.end_ids)
+    return Backend(flax.fns, specs, place, dtype, load, flax.end_ids)
 
 
-def _native(checkpoint: Checkpoint, config: ServerConfig, place: Place) -> Backend:
+def _native(
+    checkpoint: Checkpoint, config: ServerConfig, place: Place, dtype: str
+) -> Backend:
+    """Told not to compress, it keeps weights as they are and widens them one by one."""
     if checkpoint.layout == "flax":
         checkpoint = as_huggingface(checkpoint)
     known = read_config(checkpoint)
 
     specs, mesh = with_rules(param_specs(known), place.rules), place.mesh
 
-    def load(dtypes: Dtypes, progress: Progress) -> Params:
+    kept = dtype if config.quantize == "auto" else DTYPES[config.dtype]
+    dtypes = (DTYPES[config.dtype], kept)
+
+    def load(progress: Progress) -> Params:
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
 
     fns = transformer_fns(known, min(config.max_length, known.max_len), mesh=mesh)
-    return Backend(fns, specs, place, load)
+    return Backend(fns, specs, place, kept, load)
 
 
 def _flax(

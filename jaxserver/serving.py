@@ -9,11 +9,16 @@ import warnings
 from collections.abc import Callable
 from types import FrameType
 
+import jax
+
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.progress import Progress
+from jaxserver.processes import join
 from jaxserver.server import JAXServer
+from jaxserver.wiring import compile_model, follow, load_model
 
+LOGGER = logging.getLogger("jaxserver")
 CHECK_SECONDS = 1.0
 """How often the engine is looked after."""
 
@@ -30,6 +35,10 @@ def serve(
         EngineFailed: The engine died while serving.
     """
     _log_to_stderr()
+    join(config)
+    if config.process_id > 0:
+        _follow(config, progress)
+        return
     server = JAXServer(config)
     told_to_stop = _stop_on_signals(server)
     server.fire()
@@ -39,8 +48,28 @@ def serve(
         while not told_to_stop.wait(CHECK_SECONDS):
             if not server.is_alive():
                 raise EngineFailed("the engine died; the server ends")
+    except EngineFailed as error:
+        _leave_others(error)
+        raise
     finally:
         server.end()
+
+
+def _follow(config: ServerConfig, progress: Progress) -> None:
+    """Serves the same model as process 0, and nobody but it."""
+    try:
+        model = load_model(config, progress)
+        follow(model, compile_model(model, config, progress))
+    except EngineFailed as error:
+        _leave_others(error)
+        raise
+
+
+def _leave_others(error: EngineFailed) -> None:
+    """Ends the process where JAX would wait for one that is lost, for minutes."""
+    if jax.process_count() > 1:
+        LOGGER.error("%s", error)
+        os._exit(1)
 
 
 def _stop_on_signals(server: JAXServer) -> threading.Event:

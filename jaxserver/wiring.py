@@ -18,6 +18,7 @@ from jaxserver.adapters.checkpoints.torch_files import need_torch
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
+from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
@@ -40,6 +41,7 @@ from jaxserver.core.partition_rules import read_rules
 from jaxserver.core.sharding import make_mesh, num_devices
 from jaxserver.core.steps import build_steps
 from jaxserver.ports.config import DTYPES, ServerConfig
+from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, PartitionRules
 from jaxserver.ports.progress import Progress, no_progress
@@ -75,7 +77,7 @@ Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
 def plan(config: ServerConfig) -> MemoryPlan:
     """What `load_model` will take, from the checkpoint's header."""
     checkpoint = open_checkpoint(locate(config.model, no_progress))
-    backend = backend_of(checkpoint, config, _place(config), _kept_dtype(config))
+    backend = backend_of(checkpoint, config, _place(config), _computed_dtype(config))
     return _plan(config, backend, _engine(config, backend))
 
 
@@ -91,7 +93,7 @@ def load_model(
     """
     place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
-    backend = backend_of(checkpoint, config, place, _kept_dtype(config))
+    backend = backend_of(checkpoint, config, place, _computed_dtype(config))
     return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
@@ -102,9 +104,9 @@ def load_torch_model(config: ServerConfig, progress: Progress) -> Model:
     checkpoint = open_checkpoint(path)
     if is_native(checkpoint, config):
         return load_model(config, progress)
-    kept = _kept_dtype(config)
-    model = model_from_pytorch(checkpoint, kept)
-    backend = backend_in_memory(model, None, config, _place(config), kept)
+    dtype = _computed_dtype(config)
+    model = model_from_pytorch(checkpoint, dtype)
+    backend = backend_in_memory(model, None, config, _place(config), dtype)
     return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
@@ -125,7 +127,8 @@ def take_model(
         partition_rules: The user's own; see `core.partition_rules.read_rules`.
     """
     place = _place(config, partition_rules)
-    backend = backend_in_memory(model, params, config, place, _kept_dtype(config))
+    dtype = _computed_dtype(config)
+    backend = backend_in_memory(model, params, config, place, dtype)
     return _made(config, backend, *_saved(model, tokenizer), no_progress)
 
 
@@ -137,13 +140,13 @@ def _made(
     progress: Progress,
 ) -> Model:
     engine = _engine(config, backend)
-    dtypes = (DTYPES[config.dtype], _kept_dtype(config))
+    dtypes = (DTYPES[config.dtype], _computed_dtype(config))
     if dtypes[0] != dtypes[1]:
         LOGGER.info("%s weights are computed in %s on this device", *dtypes)
     ends = tokenizer.eos_ids | backend.end_ids
     return Model(
         fns=backend.fns,
-        params=backend.load(dtypes, progress),
+        params=backend.load(progress),
         tokenizer=dataclasses.replace(tokenizer, eos_ids=ends),
         formatter=formatter,
         engine=engine,
@@ -197,11 +200,26 @@ def start_engine(
     text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
-        device = Device(compiled, model.params, engine)
+        is_one = jax.process_count() == 1
+        orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
+        device = Device(compiled, model.params, engine, orders)
         return EngineLoop(device, engine, on_events, time.monotonic)
 
     text.start(make_loop)
     return text
+
+
+def follow(model: Model, compiled: CompiledSteps) -> None:
+    """Runs what process 0 orders, until it lets this one go.
+
+    Raises:
+        EngineFailed: Another process is lost.
+    """
+    device = Device(compiled, model.params, model.engine, NoOrders())
+    try:
+        Broadcast(compiled.steps, model.engine).follow(device.follow)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        raise EngineFailed(f"another process is lost: {error}") from error
 
 
 def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
@@ -232,7 +250,7 @@ def _place(config: ServerConfig, partition_rules: PartitionRules = ()) -> Place:
 
 
 def _plan(config: ServerConfig, backend: Backend, engine: EngineConfig) -> MemoryPlan:
-    place = (backend.place.mesh, _kept_dtype(config))
+    place = (backend.place.mesh, backend.kept)
     return plan_memory(config.model, leaves(backend.specs), backend.fns, engine, place)
 
 
@@ -244,8 +262,8 @@ def _said(plan: MemoryPlan) -> MemoryPlan:
     return plan
 
 
-def _kept_dtype(config: ServerConfig) -> str:
-    """On a CPU, which has no fast 16-bit arithmetic, weights are kept as float32."""
+def _computed_dtype(config: ServerConfig) -> str:
+    """A CPU has no fast 16-bit arithmetic."""
     is_cpu = jax.devices()[0].platform == "cpu"
     return "float32" if is_cpu else DTYPES[config.dtype]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
+from jaxserver.adapters.engine.orders import NoOrders, Orders
 from jaxserver.adapters.engine.requests import Lengths, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
@@ -167,6 +168,7 @@ class Parts:
         sizes: One of the configurations above, or another.
         executables: None for those shared by the session.
         prepare: Is given the device before the engine starts.
+        orders: Hear of what the device runs.
     """
 
     sizes: EngineConfig = NARROW
@@ -177,6 +179,7 @@ class Parts:
     records: Records = dataclasses.field(default_factory=Records)
     clock: Callable[[], float] = time.monotonic
     prepare: Callable[[HookedDevice], None] = lambda device: None
+    orders: Orders = dataclasses.field(default_factory=NoOrders)
 
 
 def start(parts: Parts) -> TextEngine:
@@ -196,7 +199,8 @@ def start(parts: Parts) -> TextEngine:
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         executables = parts.executables or compiled(sizes)
-        device = HookedDevice(executables, parts.params or model().params, sizes)
+        params = parts.params or model().params
+        device = HookedDevice(executables, params, sizes, parts.orders)
         parts.prepare(device)
         return EngineLoop(device, sizes, on_events, parts.clock)
 

@@ -31,6 +31,10 @@ class TinyModel(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
+
+
 def tiny_model(
     config: ModelConfig = TINY_LLAMA,
     max_len: int = 256,
@@ -38,7 +42,7 @@ def tiny_model(
     seed: int = 0,
 ) -> TinyModel:
     """Random weights, large enough that logits differ, on one device."""
-    mesh = make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
+    mesh = one_device()
     params = jax.tree.map(
         lambda leaf: jax.device_put(
             leaf * (10.0 if leaf.ndim > 1 else 1.0),

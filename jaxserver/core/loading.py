@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from jaxserver.core.config import ModelConfig
@@ -130,10 +130,7 @@ def place_params(
     def place(spec: ParamSpec, leaf: Any) -> Array:
         is_float = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
         values = leaf.astype(rounded).astype(kept) if is_float else leaf
-        placed: Array = jax.device_put(
-            values, named_sharding(spec.axes, spec.shape, mesh)
-        )
-        return placed
+        return put(values, named_sharding(spec.axes, spec.shape, mesh))
 
     return jax.tree.map(place, specs, params, is_leaf=_is_spec)
 
@@ -157,14 +154,21 @@ def _load(
             _read(checkpoint, name, shape)
             for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
         ]
-        values = recipe.arrange(parts, spec).astype(rounded).astype(kept)
+        values = recipe.arrange(parts, spec)
+        values = values.astype(rounded, copy=False).astype(kept, copy=False)
         sharding = named_sharding(spec.axes, spec.shape, mesh)
-        placed: Array = jax.device_put(np.ascontiguousarray(values), sharding)
         progress("load", end, ends[-1])
-        return placed
+        return put(values, sharding)
 
     loaded = [load(*leaf) for leaf in zip(flat, made_by, ends, strict=True)]
     return jax.tree.unflatten(tree, loaded)
+
+
+def put(values: HostArray | Array, sharding: NamedSharding) -> Array:
+    """Puts each device's part on it, where this process has the device."""
+    return jax.make_array_from_callback(
+        values.shape, sharding, lambda index: values[index]
+    )
 
 
 def _is_spec(leaf: Any) -> bool:

@@ -14,6 +14,8 @@ from jaxserver.core.sharding import WEIGHT_AXES, num_devices, num_parts, undivid
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns
 
+_COMPUTED_BYTES = 4
+
 
 def plan_memory(
     model: str,
@@ -44,6 +46,7 @@ def plan_memory(
         dtype=dtype,
         weights_bytes_per_device=_per_device(counts, parts, dtype),
         cache_bytes_per_device=_cache_bytes(fns, engine.slots, mesh),
+        working_bytes_per_device=_widened_bytes(counts, parts, dtype),
         replicated=tuple(
             spec.path
             for spec, part in zip(specs, parts, strict=True)
@@ -67,6 +70,14 @@ def _per_device(counts: Sequence[int], parts: Sequence[int], dtype: str) -> int:
     itemsize = jax.numpy.dtype(dtype).itemsize
     pairs = zip(counts, parts, strict=True)
     return sum(count // part * itemsize for count, part in pairs)
+
+
+def _widened_bytes(counts: Sequence[int], parts: Sequence[int], dtype: str) -> int:
+    """Of the one weight that is widened at a time; see `ops.widen`."""
+    if jax.numpy.dtype(dtype).itemsize >= _COMPUTED_BYTES:
+        return 0
+    pairs = zip(counts, parts, strict=True)
+    return max(count // part for count, part in pairs) * _COMPUTED_BYTES
 
 
 def _cache_bytes(fns: ModelFns, slots: int, mesh: Mesh) -> int:

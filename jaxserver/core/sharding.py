@@ -107,6 +107,11 @@ def gathered(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(names or None for names in kept)))
 
 
+def one_row_a_device(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices, whatever they are for."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

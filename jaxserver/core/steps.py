@@ -5,12 +5,12 @@ The only module that compiles, donates and places.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.stages import Compiled
 from jaxtyping import Array, Bool, Float, Int
 
@@ -19,10 +19,18 @@ from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
 from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.sharding import constrain, gathered, named_sharding, replicated
+from jaxserver.core.sharding import (
+    constrain,
+    gathered,
+    named_sharding,
+    one_row_a_device,
+    replicated,
+)
 from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
+Kind = Literal["init", "prefill", "decode"]
+"""Of an executable."""
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
 """Why a row ended: not at all, an end token, its limit, NaN in its logits."""
 
@@ -269,11 +277,17 @@ class Steps(NamedTuple):
         prefill: By padded length: `(params, state, chunk) -> (state, outcome)`.
         decode: By number of slots: `(params, state, keep, num_steps) -> (state,
             outcome)`. Both consume the state that they are given.
+        inputs: By kind and size, the shapes of what one takes besides weights and
+            state.
+        share: By a number of bytes: `(uint8 [devices bytes]) -> uint8 [bytes]`, the
+            first device's row on every device.
     """
 
     init: Callable[[], Compiled]
     prefill: Mapping[int, Callable[[], Compiled]]
     decode: Mapping[int, Callable[[], Compiled]]
+    inputs: Callable[[Kind, int], tuple[Any, ...]]
+    share: Callable[[int], Compiled]
 
 
 def build_steps(
@@ -308,15 +322,27 @@ def build_steps(
     def compile_prefill(time: int) -> Compiled:
         run = functools.partial(prefill, fns)
         step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        chunk = _chunk_shape(shapes.rows, engine.prefill_rows, time)
-        return step.lower(weights, state, chunk).compile()
+        return step.lower(weights, state, *inputs("prefill", time)).compile()
 
     def compile_decode(rows: int) -> Compiled:
         run = functools.partial(decode, fns, (rows, engine.max_stream_tokens))
         step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        keep = jax.ShapeDtypeStruct((engine.slots,), jnp.bool_)
-        count = jax.ShapeDtypeStruct((), jnp.int32)
-        return step.lower(weights, state, keep, count).compile()
+        return step.lower(weights, state, *inputs("decode", rows)).compile()
+
+    def inputs(kind: Kind, size: int) -> tuple[Any, ...]:
+        everywhere = replicated(mesh)
+        if kind == "prefill":
+            rows = engine.prefill_rows
+            return (_chunk_shape(shapes.rows, (rows, size), everywhere),)
+        keep = jax.ShapeDtypeStruct((engine.slots,), jnp.bool_, sharding=everywhere)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        return (keep, count) if kind == "decode" else ()
+
+    def compile_share(num_bytes: int) -> Compiled:
+        shape = (mesh.size, num_bytes)
+        rows = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=one_row_a_device(mesh))
+        first = jax.jit(lambda rows: rows[0], out_shardings=replicated(mesh))
+        return first.lower(rows).compile()
 
     return Steps(
         init=compile_init,
@@ -328,6 +354,8 @@ def build_steps(
             rows: functools.partial(compile_decode, rows)
             for rows in engine.decode_ladder
         },
+        inputs=inputs,
+        share=compile_share,
     )
 
 
@@ -368,13 +396,17 @@ def _on_mesh(
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _chunk_shape(rows: RowArrays, num_rows: int, time: int) -> PrefillChunk:
+def _chunk_shape(
+    rows: RowArrays, size: tuple[int, int], sharding: NamedSharding
+) -> PrefillChunk:
+    num_rows, time = size
+
     def shape(kind: jnp.dtype | type, *rest: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num_rows, *rest), kind)
+        return jax.ShapeDtypeStruct((num_rows, *rest), kind, sharding=sharding)
 
     shapes: dict[str, Any] = dict(
         slots=shape(jnp.int32),

@@ -22,6 +22,7 @@ from jaxserver.core.ops.linear import linear_on, pad_tokens
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
+from jaxserver.core.ops.widen import widen
 from jaxserver.core.params import LayerParams, Weights
 from jaxserver.core.sharding import constrain
 from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, TokenBatch
@@ -81,10 +82,8 @@ def extend(
     chex.assert_equal(len(params.layers), config.num_layers)
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     positions = batch.start[:, None] + steps
-    embedded = params.embedding.at[batch.tokens].get(mode="clip")
-    x = pad_tokens(embedded.reshape(rows * time, -1).astype(jnp.float32))
     whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
-    x = whole(x)
+    x = whole(pad_tokens(embed(params.embedding, batch.tokens.reshape(-1))))
     all_keys, all_values = [], []
     # Layers are alike: traced and lowered once, which takes most of a start otherwise.
     run_layer = jax.jit(functools.partial(_layer, config, table, mesh))
@@ -103,6 +102,17 @@ def extend(
     logits = linear_on(mesh, ("vocab", "embed"), normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
+
+
+def embed(
+    table: Float[Array, "vocab embed"], tokens: Int[Array, " tokens"]
+) -> Float[Array, "tokens embed"]:
+    """The table's rows of some tokens, in float32."""
+
+    def read(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
+        return table.at[tokens].get(mode="clip").astype(jnp.float32)
+
+    return read(table) if table.dtype == jnp.float32 else widen(read, table, tokens[0])
 
 
 def _layer(

@@ -159,9 +159,22 @@ class ServerConfig:
     max_queue: int = _key(
         256, _integer(0), "Requests that may wait for a slot before 429 is answered."
     )
-    quantize: str = _key("auto", _one_of("auto", "none"), "How weights are compressed.")
+    quantize: str = _key(
+        "auto",
+        _one_of("auto", "none"),
+        "How weights are kept; none: in `dtype`, auto: in what is fastest here.",
+    )
     numerics: str = _key(
         "invariant", _one_of("invariant"), "What is promised about an answer's bits."
+    )
+    coordinator: str | None = _key(
+        None,
+        _or_none(_text("HOST:PORT")),
+        "Where process 0 is reached by the others that serve one model with it.",
+    )
+    num_processes: int = _key(1, _integer(1), "Processes that serve one model.")
+    process_id: int = _key(
+        0, _integer(0), "Which of them this is; 0 takes the requests."
     )
     api_key: str | None = _key(
         None, _or_none(_text("text")), "Wanted by every route but /health and /ready."

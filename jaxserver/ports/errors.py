@@ -1,12 +1,24 @@
 """What can go wrong, as classes a caller can act on, each with a stable code."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+
+def _remade(
+    kind: type["JaxServerError"], args: tuple[Any, ...], state: dict[str, Any]
+) -> "JaxServerError":
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
 
 
 class JaxServerError(Exception):
     """An error with a code that stays the same from version to version."""
 
     code: ClassVar[str] = "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as it is, so that it can cross from one process to another."""
+        return _remade, (type(self), self.args, vars(self))
 
 
 class InvalidRequest(JaxServerError):

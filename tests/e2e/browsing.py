@@ -19,7 +19,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ def test_the_address_that_serve_prints_opens_and_answers(
     loaded_server: JAXServer, server_url: str, tab: Page
 ) -> None:
     visit(tab, server_url)
+    tab.get_by_label("Greedy").check()
     say(tab, "What is the capital of France?")
 
     expect(shown(tab)).to_contain_text("Paris")

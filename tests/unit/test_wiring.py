@@ -164,22 +164,26 @@ def test_a_plan_reads_no_weights(config: ServerConfig, tmp_path: Path) -> None:
     assert wiring.plan(other).num_parameters == wiring.plan(config).num_parameters
 
 
+@pytest.mark.parametrize("quantize", ["auto", "none"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
     config: ServerConfig,
     model: wiring.Model,
     caplog: pytest.LogCaptureFixture,
     dtype: str,
+    quantize: str,
 ) -> None:
-    half = dataclasses.replace(config, dtype=dtype)
+    half = dataclasses.replace(config, dtype=dtype, quantize=quantize)
     with caplog.at_level(logging.INFO, "jaxserver"):
         loaded = wiring.load_model(half, nobody)
 
+    kept = jnp.float32 if quantize == "auto" else DTYPES[dtype]
     rounded = jax.tree.map(
-        lambda leaf: leaf.astype(DTYPES[dtype]).astype(jnp.float32), model.params
+        lambda leaf: leaf.astype(DTYPES[dtype]).astype(kept), model.params
     )
     chex.assert_trees_all_equal(loaded.params, rounded, strict=True)
     assert f"{DTYPES[dtype]} weights are computed in float32" in caplog.text
+    assert (loaded.plan.working_bytes_per_device > 0) == (quantize == "none")
 
 
 def test_the_number_of_slots_is_chosen_by_device_where_nobody_does(

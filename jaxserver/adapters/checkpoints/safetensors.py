@@ -1,6 +1,7 @@
 """Reads a model's folder in the Hugging Face layout: a config.json and safetensors."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,27 @@ def open_safetensors(folder: Path) -> Checkpoint:
 
 
 class _Shard:
-    """One open file; its header is in memory, its tensors stay on the disk."""
+    """One file; its tensors stay on the disk.
+
+    It is opened anew for every tensor: what was read through a mapping counts as memory
+    in use for as long as the mapping is there.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
             raise broken(path, "a safetensors file", "no such file")
-        try:
-            file: Any = safe_open(path, framework="numpy")
-            self.file = file
+        with self.opened() as file:
             self.names: frozenset[str] = frozenset(file.keys())
             self.is_flax = (file.metadata() or {}).get("format") == "flax"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Any]:
+        """The file, while the block lasts."""
+        path = self.path
+        try:
+            with safe_open(path, framework="numpy") as file:
+                yield file
         except SafetensorError as error:
             raise broken(path, "a whole safetensors file", str(error)) from error
         except OSError as error:
@@ -82,15 +93,17 @@ class SafetensorsTensors:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._shard(name).file.get_slice(name).get_shape())
+        with self._shard(name).opened() as file:
+            return tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str) -> HostArray:
         shard = self._shard(name)
-        dtype = shard.file.get_slice(name).get_dtype()
-        if dtype not in _FLOAT_TYPES:
-            expected = f"one of the types {', '.join(_FLOAT_TYPES)}"
-            raise broken(shard.path, expected, dtype, name)
-        values: HostArray = shard.file.get_tensor(name)
+        with shard.opened() as file:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _FLOAT_TYPES:
+                expected = f"one of the types {', '.join(_FLOAT_TYPES)}"
+                raise broken(shard.path, expected, dtype, name)
+            values: HostArray = file.get_tensor(name)
         return values
 
     def _shard(self, name: str) -> _Shard:

@@ -47,6 +47,9 @@ def _table(counted: MemoryPlan) -> Table:
     table.add_row("requests at once", rows, end_section=True)
     table.add_row("weights per device", decimal(counted.weights_bytes_per_device))
     table.add_row("cache per device", decimal(counted.cache_bytes_per_device))
+    if counted.working_bytes_per_device:
+        working = decimal(counted.working_bytes_per_device)
+        table.add_row("working memory per device", working)
     table.add_row("together per device", decimal(counted.bytes_per_device))
     if counted.replicated:
         table.add_section()

@@ -1,6 +1,7 @@
 """Compiles the closed list of executables, and counts what is compiled besides."""
 
 import concurrent.futures
+import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -33,9 +34,14 @@ COMPILES = CompileCounter()
 
 
 class CompiledSteps:
-    """The executables of one engine, each compiled at most once."""
+    """The executables of one engine, each compiled at most once.
+
+    Attributes:
+        steps: How each is compiled.
+    """
 
     def __init__(self, steps: Steps) -> None:
+        self.steps = steps
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
             **{("prefill", time): build for time, build in steps.prefill.items()},
@@ -53,6 +59,7 @@ class CompiledSteps:
             for count, future in enumerate(done, 1):
                 future.result()
                 progress("compile", count, len(missing))
+        _give_memory_back()
 
     def get(self, kind: str, size: int) -> Compiled:
         """The executable of a kind, `init`, `prefill` or `decode`, and a size."""
@@ -62,3 +69,11 @@ class CompiledSteps:
                 if key not in self._compiled:
                     self._compiled[key] = self._build[key]()
         return self._compiled[key]
+
+
+def _give_memory_back() -> None:
+    """What the compiler has freed, the GNU C library keeps until it is told not to."""
+    if os.name == "posix":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
+from jaxserver.adapters.engine.orders import Order, Orders
 from jaxserver.adapters.engine.requests import Logprobs, TokenEvent, TokenRequest
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
@@ -52,8 +53,21 @@ class Device:
     """The weights, the state of the slots, and the executables that change it."""
 
     def __init__(
-        self, compiled: CompiledSteps, params: Params, engine: EngineConfig
+        self,
+        compiled: CompiledSteps,
+        params: Params,
+        engine: EngineConfig,
+        orders: Orders,
     ) -> None:
+        """Makes an empty state.
+
+        Args:
+            compiled: The executables.
+            params: The weights.
+            engine: The sizes.
+            orders: Hears of everything before it is run.
+        """
+        self.orders = orders
         self._compiled = compiled
         self._params = params
         self._engine = engine
@@ -61,16 +75,34 @@ class Device:
 
     def reset(self) -> None:
         """Makes an empty state in place of one that a failed dispatch consumed."""
-        del self._state  # there is no memory for two
-        self._state = self._compiled.get("init", 0)()
+        order = Order("init", 0)
+        self.orders.give(order)
+        self.follow(order)
+
+    def follow(self, order: Order) -> None:
+        """Runs what another process has ordered; its outcome is that one's to read."""
+        if order.kind == "init":
+            del self._state  # there is no memory for two
+            self._state = self._compiled.get("init", 0)()
+        else:
+            self._run(order)
+
+    def _order(self, order: Order) -> steps.Outcome:
+        self.orders.give(order)
+        return self._run(order)
+
+    def _run(self, order: Order) -> steps.Outcome:
+        executable = self._compiled.get(order.kind, order.size)
+        outcome: steps.Outcome
+        self._state, outcome = executable(self._params, self._state, *order.inputs)
+        return outcome
 
     def prefill(
         self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
     ) -> Dispatch:
         """Starts a prefill; its outcome's rows are the plan's chunks."""
-        run = self._compiled.get("prefill", plan.time)
         chunk = prefill_chunk(plan, requests, self._engine)
-        self._state, outcome = run(self._params, self._state, chunk)
+        outcome = self._order(Order("prefill", plan.time, (chunk,)))
         rows = {row: c.request_id for row, c in enumerate(plan.chunks)}
         return Dispatch(
             requests=rows, outcome=outcome, is_decode=False, started_seconds=now
@@ -78,12 +110,10 @@ class Device:
 
     def decode(self, plan: DecodePlan, now: float) -> Dispatch:
         """Starts a decode block; its outcome's rows are slots."""
-        run = self._compiled.get("decode", plan.rows)
         keep = np.zeros(self._engine.slots, np.bool_)
         keep[list(plan.requests)] = True
-        self._state, outcome = run(
-            self._params, self._state, keep, np.int32(plan.num_steps)
-        )
+        count = np.int32(plan.num_steps)
+        outcome = self._order(Order("decode", plan.rows, (keep, count)))
         return Dispatch(
             requests=plan.requests, outcome=outcome, is_decode=True, started_seconds=now
         )

@@ -1,6 +1,7 @@
 """The engine's thread: it alone owns the scheduler's state and the device's."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -108,6 +109,7 @@ class EngineLoop:
         try:
             while not self._is_stopped:
                 self._turn()
+            self._device.orders.dismiss()
             reason = "the engine was stopped"
         except Exception:
             LOGGER.exception("the engine's thread has failed")
@@ -131,13 +133,22 @@ class EngineLoop:
             self._recover(error)
 
     def _take_commands(self, *, wait: bool) -> None:
-        """Applies what has come; where `wait`, until something has."""
+        """Applies what has come; where `wait`, until something has.
+
+        Other processes hear from this one even when nothing comes.
+        """
+        orders = self._device.orders
         try:
-            self._apply(self._commands.get(block=wait))
-            while True:
-                self._apply(self._commands.get_nowait())
+            command = self._commands.get(block=wait, timeout=orders.idle_seconds)
         except queue.Empty:
-            self._count()
+            if wait:
+                orders.say_nothing()
+        else:
+            self._apply(command)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._apply(self._commands.get_nowait())
+        self._count()
 
     def _apply(self, command: Submit | Cancel | Stop) -> None:
         if isinstance(command, Stop):

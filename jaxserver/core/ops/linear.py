@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxserver.core.config import MIN_CALL_TOKENS
+from jaxserver.core.ops.widen import widen
 from jaxserver.core.sharding import constrain
 from jaxserver.ports.model import Axes
 
@@ -25,7 +26,9 @@ def linear(
     """`x @ weight.T + bias`, for however many axes the output has."""
     chex.assert_axis_dimension_gteq(x, 0, MIN_CALL_TOKENS)
     out = weight.shape[:-1]
-    flat = weight.reshape(math.prod(out), weight.shape[-1]).astype(x.dtype)
+    flat = weight.reshape(math.prod(out), weight.shape[-1])
+    if flat.dtype != x.dtype:
+        flat = widen(lambda kept: kept.astype(x.dtype), flat, x[0, 0])
     y = jax.lax.dot_general(x, flat, (((1,), (1,)), ((), ())))
     if bias is not None:
         y = y + bias.reshape(1, -1).astype(x.dtype)

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from jaxserver.ports import errors
@@ -58,6 +60,16 @@ def test_an_error_has_a_code_and_says_what_is_wrong(
 ) -> None:
     assert (error.code, str(error)) == (code, message)
     assert isinstance(error, errors.JaxServerError)
+
+
+@pytest.mark.parametrize(("error", "code", "message"), CASES)
+def test_an_error_crosses_to_another_process_whole(
+    error: errors.JaxServerError, code: str, message: str
+) -> None:
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is type(error)
+    assert (arrived.code, str(arrived)) == (code, message)
+    assert vars(arrived) == vars(error)
 
 
 def test_what_can_be_tried_again_says_when() -> None:

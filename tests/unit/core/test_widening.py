@@ -1,0 +1,82 @@
+"""Weights kept in 16 bits are computed in float32, and never all of them at once."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserver.core.config import EngineConfig, ModelConfig
+from jaxserver.core.memory import plan_memory
+from jaxserver.core.params import init_params, leaves, param_specs
+from jaxserver.core.steps import build_steps
+from jaxserver.core.transformer import transformer_fns
+from jaxserver.ports.types import SamplingParams
+from tests.stepping import Part, Stepper, Wish
+from tests.tiny import TINY_LLAMA, one_device
+
+ENGINE = EngineConfig(slots=4, max_len=128, max_stream_tokens=8)
+DEEP = ModelConfig(
+    vocab_size=512,
+    num_layers=6,
+    embed=256,
+    mlp=1024,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    max_len=128,
+)
+WISH = Wish(
+    prompt=tuple(range(3, 30)), sampling=SamplingParams(greedy=True, logprobs=5)
+)
+
+
+def stepper(dtype: str, kept: str) -> Stepper:
+    rounded = jax.tree.map(
+        lambda leaf: (leaf * 10).astype(dtype).astype(kept),
+        jax.device_put(init_params(TINY_LLAMA, seed=0), jax.devices()[0]),
+    )
+    fns = transformer_fns(TINY_LLAMA, ENGINE.max_len)
+    return Stepper(build_steps(fns, rounded, ENGINE, one_device()), rounded, ENGINE)
+
+
+def answered(steps: Stepper) -> tuple[np.ndarray, np.ndarray]:
+    steps.prefill(Part(wish=WISH, slot=1))
+    outcome = steps.decode(ENGINE.slots, 8)
+    return np.asarray(outcome.tokens), np.asarray(outcome.top_logprobs)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_answer_has_the_bits_of_the_same_weights_in_float32(dtype: str) -> None:
+    tokens, logprobs = answered(stepper(dtype, dtype))
+    wide_tokens, wide_logprobs = answered(stepper(dtype, "float32"))
+    np.testing.assert_array_equal(tokens, wide_tokens)
+    np.testing.assert_array_equal(logprobs, wide_logprobs)
+
+
+@functools.cache
+def temporary_bytes(dtype: str, kind: str) -> int:
+    params = jax.eval_shape(functools.partial(init_params, DEEP, 0, dtype))
+    params = jax.tree.map(placed_shape, params)
+    fns = transformer_fns(DEEP, ENGINE.max_len)
+    steps = build_steps(fns, params, ENGINE, one_device())
+    compiled = steps.prefill[32]() if kind == "prefill" else steps.decode[4]()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return int(analysis.temp_size_in_bytes)
+
+
+def placed_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_step_needs_room_for_one_widened_weight(dtype: str, kind: str) -> None:
+    specs = leaves(param_specs(DEEP))
+    fns = transformer_fns(DEEP, ENGINE.max_len)
+    plan = plan_memory("deep", specs, fns, ENGINE, (one_device(), dtype))
+    room = temporary_bytes("float32", kind) + plan.working_bytes_per_device
+    assert plan.weights_bytes_per_device > 3 * plan.working_bytes_per_device
+    assert temporary_bytes(dtype, kind) <= room
