@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxserver.adapters.flax_models.decoders import decoder_fns
-from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder_fns
+from jaxserver.adapters.flax_models.decoders import decoder
+from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder
 from jaxserver.adapters.flax_models.mends import mend
+from jaxserver.adapters.flax_models.row_fns import fns_of
 from jaxserver.adapters.flax_models.rules import answer_rules, decoder_prompt, end_ids
 from jaxserver.adapters.flax_models.settings import served_config
 from jaxserver.adapters.flax_models.sizes import sizes_of
@@ -57,10 +58,14 @@ def flax_model(model: Any, max_length: int, dtype: Any = jnp.float32) -> FlaxMod
         LOGGER.info("max_length is cut to the model's %d tokens", sizes.max_len)
     rules = answer_rules(model.generation_config)
     if model.config.is_encoder_decoder:
-        prompt = decoder_prompt(model)
-        fns = encoder_decoder_fns(served, sizes, sizes.max_len, prompt, rules)
+        parts = encoder_decoder(served, sizes, sizes.max_len)
+        fns = fns_of(parts.row_fns, sizes, rules)._replace(
+            encode=parts.encode,
+            encoder_lengths=parts.encoder_lengths,
+            decoder_prompt=decoder_prompt(model),
+        )
     else:
-        fns = decoder_fns(served, sizes, rules)
+        fns = fns_of(decoder(served, sizes), sizes, rules)
     return FlaxModel(fns, served.params_shape_tree, end_ids(model.generation_config))
 
 
