@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxserver.adapters.flax_models.row_fns import Extended, Piece, RowFns
 from jaxserver.adapters.flax_models.rows import Row, has_cursor, with_cursor
-from jaxserver.adapters.flax_models.sizes import Sizes
+from jaxserver.adapters.flax_models.sizes import Sizes, first_position
 from jaxserver.ports.model import Params
 
 LOGGER = logging.getLogger("jaxserver")
@@ -46,16 +46,17 @@ def keeps_its_cache(model: Any, sizes: Sizes) -> bool:
 def cached(model: Any, sizes: Sizes) -> RowFns:
     """The row is the class's own cache of a batch of one."""
     takes_positions = "position_ids" in inspect.signature(model.__call__).parameters
+    first = first_position(model.config)
 
     def extend(params: Params, row: Row, piece: Piece) -> Extended:
-        positions = {"position_ids": piece.positions[None]} if takes_positions else {}
+        positions = {"position_ids": first + piece.positions[None]}
         output = model(
             piece.tokens[None],
             attention_mask=jnp.ones((1, sizes.capacity), jnp.int32),
             params=params,
             past_key_values=with_cursor(row, piece.start),
             return_dict=True,
-            **positions,
+            **(positions if takes_positions else {}),
         )
         return output.logits[0, piece.logits_at], dict(output["past_key_values"])
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from jaxserver.adapters.flax_models.row_fns import Extended, Piece, RowFns
 from jaxserver.adapters.flax_models.rows import Row, with_cursor
-from jaxserver.adapters.flax_models.sizes import Sizes
+from jaxserver.adapters.flax_models.sizes import Sizes, first_position
 from jaxserver.ports.model import Cache, Encode, Params
 
 _LENGTHS = (32, 128, 512)
@@ -56,9 +56,10 @@ def encoder_decoder(model: Any, sizes: Sizes, max_input: int) -> EncoderDecoder:
 def _decoder(model: Any, sizes: Sizes) -> Any:
     parameters = inspect.signature(model.decode).parameters
     takes_positions = "decoder_position_ids" in parameters
+    first = first_position(getattr(model.config, "decoder", model.config))
 
     def extend(params: Params, row: Row, piece: Piece) -> Extended:
-        positions = {"decoder_position_ids": piece.positions[None]}
+        positions = {"decoder_position_ids": first + piece.positions[None]}
         output = model.decode(
             piece.tokens[None],
             (row.hidden,),
@@ -112,23 +113,19 @@ def _encoder(model: Any) -> Any:
         def forward(module: Any, **inputs: Any) -> Any:
             return module.encoder(**inputs, return_dict=True)
 
+        first = first_position(model.config.encoder)
+        positions = first + jnp.arange(tokens.shape[0], dtype=jnp.int32)
         output = model.module.apply(
             {"params": params},
             input_ids=tokens[None],
             attention_mask=is_token[None].astype(jnp.int32),
-            position_ids=_positions(model.config.encoder, tokens)[None],
+            position_ids=positions[None],
             method=forward,
         )
         hidden: Array = output.last_hidden_state[0]
         return hidden
 
     return by_module if model.config.model_type == "encoder-decoder" else by_method
-
-
-def _positions(config: Any, tokens: Int[Array, " time"]) -> Int[Array, " time"]:
-    """Roberta's positions begin behind its padding token."""
-    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return first + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
 
 def _row_shapes(model: Any, encode_row: Any, sizes: Sizes, max_input: int) -> _Row:

@@ -13,8 +13,8 @@ from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder
 from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.row_fns import fns_of
 from jaxserver.adapters.flax_models.rules import answer_rules, decoder_prompt, end_ids
-from jaxserver.adapters.flax_models.settings import served_config
-from jaxserver.adapters.flax_models.sizes import sizes_of
+from jaxserver.adapters.flax_models.settings import parts_of, served_config
+from jaxserver.adapters.flax_models.sizes import first_position, sizes_of
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.model import ModelFns, Params
 
@@ -96,37 +96,23 @@ def _with_positions(model: Any, max_length: int, dtype: Any) -> tuple[Any, int |
     config = model.config
     if getattr(config, _POSITIONS, None) is None:
         return model, _composed_positions(config)
-    capacity = sizes_of(max_length, None, 1).capacity
     longer = copy.deepcopy(config)
-    setattr(longer, _POSITIONS, max(capacity, 2 * _head_dim(config)))
+    setattr(longer, _POSITIONS, sizes_of(max_length, None, 1).capacity)
     other = _built(model, longer, dtype)
     if _same_shapes(other.params_shape_tree, model.params_shape_tree):
         return other, None
     learned: int = getattr(config, _POSITIONS)
-    return model, learned - _first_position(config)
+    return model, learned - first_position(config)
 
 
 def _composed_positions(config: Any) -> int | None:
     """The fewer of an encoder's and a decoder's, where a model is made of the two."""
-    parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
     counts = [
-        getattr(part, _POSITIONS) - _first_position(part)
-        for part in parts
+        getattr(part, _POSITIONS) - first_position(part)
+        for part in parts_of(config)
         if getattr(part, _POSITIONS, None) is not None
     ]
     return min(counts, default=None)
-
-
-def _first_position(config: Any) -> int:
-    """Roberta's positions begin behind its padding token."""
-    first: int = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return first
-
-
-def _head_dim(config: Any) -> int:
-    heads = getattr(config, "num_attention_heads", None) or 1
-    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return head_dim
 
 
 def _same_shapes(a: Params, b: Params) -> bool:
