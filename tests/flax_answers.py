@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -110,15 +111,18 @@ def chosen(tiny: TinyFlax, prompt: Prompt) -> list[int]:
 def likeliest_next(tiny: TinyFlax) -> Any:
     """A function of the rows of a decoder and of its encoder."""
     run = jax.jit(functools.partial(tiny.model.__call__, return_dict=True))
+    has_types = "token_type_ids" in inspect.signature(tiny.model.__call__).parameters
 
     def likeliest(row: Sequence[int], *heard: Sequence[int]) -> int:
         # What follows a causal row is not seen, and so there is one shape to compile.
         padded = np.zeros((1, POSITIONS), np.int32)
         padded[0, : len(row)] = row
-        names = ("decoder_input_ids",) if heard else ("input_ids",)
-        inputs: dict[str, Any] = {names[0]: padded}
+        inputs: dict[str, Any] = {"input_ids": padded}
         if heard:
-            inputs["input_ids"] = np.asarray(heard, np.int32)
+            inputs = {"input_ids": np.asarray(heard, np.int32)}
+            inputs["decoder_input_ids"] = padded
+        if has_types:
+            inputs["token_type_ids"] = np.zeros_like(padded)
         output = run(**inputs, params=tiny.params)
         return int(jnp.argmax(output.logits[0, len(row) - 1]))
 

@@ -191,12 +191,11 @@ KINDS: Mapping[str, Kind] = {
                 **_BERT,
                 "block_size": 8,
                 "num_random_blocks": 1,
-                "use_bias": False,
                 "tie_word_embeddings": False,
                 "hidden_act": "tanh",
             },
         },
-        refused={**PRUNED, "hidden_act": NOT_IN_FLAX},
+        refused={**PRUNED, "hidden_act": NOT_IN_FLAX, "use_bias": False},
         inert=_BERT_INERT,
     ),
     "bloom": Kind(

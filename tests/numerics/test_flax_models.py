@@ -1,5 +1,6 @@
 """Every Flax class through our functions gives the logits that it gives by itself."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -46,7 +47,9 @@ def alone(tiny: TinyFlax, tokens: np.ndarray) -> np.ndarray:
     if model.config.model_type == "mistral":  # it sees one key more than its window
         window = model.config.sliding_window - 1
         model = causal("mistral", sliding_window=window).model
-    output = model(jnp.asarray(tokens[None]), params=tiny.params)
+    has_types = "token_type_ids" in inspect.signature(model.__call__).parameters
+    types = {"token_type_ids": jnp.zeros_like(tokens[None])} if has_types else {}
+    output = model(jnp.asarray(tokens[None]), params=tiny.params, **types)
     return np.asarray(output.logits[0])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from jaxserver.adapters.flax_models.row_fns import Extended, Piece, RowFns
 from jaxserver.adapters.flax_models.rows import Row, has_cursor, with_cursor
@@ -45,7 +46,7 @@ def keeps_its_cache(model: Any, sizes: Sizes) -> bool:
 
 def cached(model: Any, sizes: Sizes) -> RowFns:
     """The row is the class's own cache of a batch of one."""
-    takes_positions = "position_ids" in inspect.signature(model.__call__).parameters
+    has_positions = "position_ids" in inspect.signature(model.__call__).parameters
     first = first_position(model.config)
 
     def extend(params: Params, row: Row, piece: Piece) -> Extended:
@@ -56,7 +57,8 @@ def cached(model: Any, sizes: Sizes) -> RowFns:
             params=params,
             past_key_values=with_cursor(row, piece.start),
             return_dict=True,
-            **(positions if takes_positions else {}),
+            **(positions if has_positions else {}),
+            **_token_types(model, piece.tokens),
         )
         return output.logits[0, piece.logits_at], dict(output["past_key_values"])
 
@@ -68,7 +70,15 @@ def rerun(model: Any, sizes: Sizes) -> RowFns:
 
     def extend(params: Params, row: Row, piece: Piece) -> Extended:
         row = row.at[piece.positions].set(piece.tokens, mode="drop")
-        output = model(row[None], params=params, return_dict=True)
+        types = _token_types(model, row)
+        output = model(row[None], params=params, return_dict=True, **types)
         return output.logits[0, piece.start + piece.logits_at], row
 
     return RowFns(jax.ShapeDtypeStruct((sizes.capacity,), jnp.int32), extend)
+
+
+def _token_types(model: Any, tokens: Int[Array, " time"]) -> dict[str, Array]:
+    """A text is of type 0, which Electra's Flax class does not say by itself."""
+    name = "token_type_ids"
+    has_types = name in inspect.signature(model.__call__).parameters
+    return {name: jnp.zeros_like(tokens)[None]} if has_types else {}

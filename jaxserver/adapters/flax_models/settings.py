@@ -45,6 +45,8 @@ IGNORED: Mapping[str, tuple[Ignored, ...]] = {
         Ignored("pad_token_id", (1, 0, None)),
         Ignored("add_cross_attention", (False,)),
     ),
+    # Full attention, the only one that can be served, has biases.
+    "big_bird": (Ignored("use_bias", (True,)),),
     "bert": _RELATIVE,
     "roberta": _RELATIVE,
     "xlm-roberta": _RELATIVE,
