@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from jaxserver.adapters.flax_models.models import flax_model
+from jaxserver.adapters.flax_models.settings import served_config
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.model import TokenBatch
 from tests.flax_variants import INERT_EVERYWHERE, KINDS, TIME, VARIANTS, moved
@@ -21,14 +22,24 @@ from tests.tiny_flax import CAUSAL, config_of, flax_class
 
 FOLDER = Path(__file__).parents[1] / "reference" / "flax_variants"
 TOLERANCE = 1e-4
+FEW = [
+    *(("electra", "projected"), ("gemma", "biased"), ("gpt2", "narrow")),
+    *(("mistral", "windowed"), ("opt", "projected")),
+]
 REFUSED = [(kind, name) for kind, known in KINDS.items() for name in known.refused]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A few variants, or with `--every-class` all of them."""
+    if "variant" in metafunc.fixturenames:
+        is_every = metafunc.config.getoption("--every-class")
+        metafunc.parametrize(("kind", "variant"), VARIANTS if is_every else FEW)
 
 
 def model_of(kind: str, settings: Any) -> Any:
     return flax_class(kind)(config_of(kind, **copy.deepcopy(settings)), _do_init=False)
 
 
-@pytest.mark.parametrize(("kind", "variant"), VARIANTS)
 def test_settings_off_their_defaults_have_the_logits_of_pytorch(
     kind: str, variant: str
 ) -> None:
@@ -63,10 +74,10 @@ def test_a_setting_that_the_class_does_not_apply_is_refused(
 ) -> None:
     known = KINDS[kind]
     first = next(iter(known.variants.values()))
-    model = model_of(kind, first)
-    setattr(model.config, name, known.refused[name])
+    config = config_of(kind, **copy.deepcopy(first))
+    setattr(config, name, known.refused[name])
     with pytest.raises(UnsupportedModel, match=name):
-        flax_model(model, TIME)
+        served_config(config, is_causal=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

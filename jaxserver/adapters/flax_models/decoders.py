@@ -55,7 +55,7 @@ def cached(model: Any, sizes: Sizes) -> RowFns:
             piece.tokens[None],
             attention_mask=jnp.ones((1, sizes.capacity), jnp.int32),
             params=params,
-            past_key_values=with_cursor(row, piece.start),
+            past_key_values=with_cursor(emptied(row, piece), piece.start),
             return_dict=True,
             **(positions if has_positions else {}),
             **_token_types(model, piece.tokens),
@@ -63,6 +63,13 @@ def cached(model: Any, sizes: Sizes) -> RowFns:
         return output.logits[0, piece.logits_at], dict(output["past_key_values"])
 
     return RowFns(jax.eval_shape(lambda: model.init_cache(1, sizes.capacity)), extend)
+
+
+def emptied(row: Row, piece: Piece) -> Row:
+    """A row that begins anew: a number that is none would spoil it though unseen."""
+    if piece.tokens.shape[0] == 1:
+        return row
+    return jax.tree.map(lambda leaf: jnp.where(piece.start == 0, 0, leaf), row)
 
 
 def rerun(model: Any, sizes: Sizes) -> RowFns:

@@ -90,7 +90,11 @@ def _by_rows(encode_row: Any, max_input: int) -> Encode:
         hidden = jax.vmap(encode_row, in_axes=(None, 0, 0))(params, tokens, seen)
         spare = max_input - tokens.shape[1]
         hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))[:, None]
+        empty = jax.tree.map(
+            lambda leaf: leaf.at[rows].set(0, mode="drop"), cache.decoder
+        )
         return cache._replace(
+            decoder=empty,
             hidden=cache.hidden.at[rows].set(hidden, mode="drop"),
             is_token=cache.is_token.at[rows].set(is_token[:, None], mode="drop"),
         )

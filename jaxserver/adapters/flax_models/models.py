@@ -1,8 +1,6 @@
 """From a `FlaxPreTrainedModel` to what the engine runs, with its parameters' shapes."""
 
 import copy
-import functools
-import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +16,6 @@ from jaxserver.adapters.flax_models.sizes import first_position, sizes_of
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.model import ModelFns, Params
 
-LOGGER = logging.getLogger("jaxserver")
 SUPPORTED = "classes with a language-model head: causal, or with an encoder for text"
 _POSITIONS = "max_position_embeddings"
 
@@ -51,11 +48,8 @@ def flax_model(model: Any, max_length: int, dtype: Any = jnp.float32) -> FlaxMod
     _check_kind(model)
     mend()
     config = served_config(model.config, not model.config.is_encoder_decoder)
-    served = _built(model, config, dtype)
-    served, positions = _with_positions(served, max_length, dtype)
+    served, positions = _fitted(model, config, max_length, dtype)
     sizes = sizes_of(max_length, positions, _vocab_size(served.config))
-    if sizes.max_len < max_length:
-        LOGGER.info("max_length is cut to the model's %d tokens", sizes.max_len)
     rules = answer_rules(model.generation_config)
     if model.config.is_encoder_decoder:
         parts = encoder_decoder(served, sizes, sizes.max_len)
@@ -88,21 +82,22 @@ def _built(model: Any, config: Any, dtype: Any) -> Any:
     return kind(config, dtype=dtype, _do_init=False)
 
 
-def _with_positions(model: Any, max_length: int, dtype: Any) -> tuple[Any, int | None]:
+def _fitted(
+    model: Any, config: Any, max_length: int, dtype: Any
+) -> tuple[Any, int | None]:
     """A model whose masks and tables are as long as its rows, and no longer.
 
     Returns it, and how many positions it has learned, None where it can go on for ever.
     """
-    config = model.config
-    if getattr(config, _POSITIONS, None) is None:
-        return model, _composed_positions(config)
-    longer = copy.deepcopy(config)
-    setattr(longer, _POSITIONS, sizes_of(max_length, None, 1).capacity)
-    other = _built(model, longer, dtype)
-    if _same_shapes(other.params_shape_tree, model.params_shape_tree):
-        return other, None
-    learned: int = getattr(config, _POSITIONS)
-    return model, learned - first_position(config)
+    learned = getattr(config, _POSITIONS, None)
+    if learned is None:
+        return _built(model, config, dtype), _composed_positions(config)
+    cut = copy.deepcopy(config)
+    setattr(cut, _POSITIONS, sizes_of(max_length, None, 1).capacity)
+    served = _built(model, cut, dtype)
+    if _shapes(served.params_shape_tree) == _shapes(model.params_shape_tree):
+        return served, None
+    return _built(model, config, dtype), learned - first_position(config)
 
 
 def _composed_positions(config: Any) -> int | None:
@@ -115,9 +110,8 @@ def _composed_positions(config: Any) -> int | None:
     return min(counts, default=None)
 
 
-def _same_shapes(a: Params, b: Params) -> bool:
-    shapes_of = functools.partial(jax.tree.map, lambda leaf: leaf.shape)
-    return bool(shapes_of(a) == shapes_of(b))
+def _shapes(params: Params) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(params)]
 
 
 def _vocab_size(config: Any) -> int:
