@@ -65,12 +65,13 @@ def flax_cached(page_size: int | None = None) -> TinyModel:
 
 @functools.cache
 def flax_rerun(page_size: int | None = None) -> TinyModel:
-    return over_flax(causal("bert", **longer("bert", POSITIONS)))
+    return over_flax(causal("bert", num_hidden_layers=1, **longer("bert", POSITIONS)))
 
 
 @functools.cache
 def flax_encoded(page_size: int | None = None) -> TinyModel:
-    return over_flax(seq_to_seq("mbart", **longer("mbart", POSITIONS)))
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    return over_flax(seq_to_seq("mbart", **layers, **longer("mbart", POSITIONS)))
 
 
 NATIVE = Form(tiny_llama, is_exact=True, has_pages=True)
