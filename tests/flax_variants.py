@@ -53,6 +53,9 @@ LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
 NOT_IN_FLAX = "relu2"
 """An activation that PyTorch has and the Flax classes do not."""
 
+ACTIVATION = {**PRUNED, "activation_function": NOT_IN_FLAX}
+HIDDEN_ACT = {**PRUNED, "hidden_act": NOT_IN_FLAX}
+
 _SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2}
 _BERT = {
     **_SIZES,
@@ -78,11 +81,7 @@ def _roberta(unlike: str) -> Kind:
             "untied": {**_ROBERTA, "tie_word_embeddings": False},
             "crossed": {**_ROBERTA, "add_cross_attention": True},
         },
-        refused={
-            **PRUNED,
-            "position_embedding_type": "relative_key",
-            "hidden_act": NOT_IN_FLAX,
-        },
+        refused={**HIDDEN_ACT, "position_embedding_type": "relative_key"},
         inert=_BERT_INERT - {"pad_token_id"},
     )
 
@@ -153,7 +152,7 @@ KINDS: Mapping[str, Kind] = {
             "scaled": {**_BART, "scale_embedding": True, "activation_function": "relu"},
             "untied": {**_BART, "tie_word_embeddings": False},
         },
-        refused={**PRUNED, "activation_function": NOT_IN_FLAX},
+        refused=ACTIVATION,
         inert=frozenset(
             [
                 *("encoder_attention_heads", "encoder_ffn_dim", "encoder_layers"),
@@ -170,11 +169,7 @@ KINDS: Mapping[str, Kind] = {
             "untied": {**_BERT, "tie_word_embeddings": False, "hidden_act": "relu"},
             "crossed": {**_BERT, "add_cross_attention": True, "hidden_act": "silu"},
         },
-        refused={
-            **PRUNED,
-            "position_embedding_type": "relative_key_query",
-            "hidden_act": NOT_IN_FLAX,
-        },
+        refused={**HIDDEN_ACT, "position_embedding_type": "relative_key_query"},
         inert=_BERT_INERT,
     ),
     "big_bird": Kind(
@@ -195,7 +190,7 @@ KINDS: Mapping[str, Kind] = {
                 "hidden_act": "tanh",
             },
         },
-        refused={**PRUNED, "hidden_act": NOT_IN_FLAX, "use_bias": False},
+        refused={**HIDDEN_ACT, "use_bias": False},
         inert=_BERT_INERT,
     ),
     "bloom": Kind(
@@ -258,7 +253,7 @@ KINDS: Mapping[str, Kind] = {
                 "hidden_activation": "relu",
             },
         },
-        refused={**PRUNED, **LINEAR, "hidden_act": NOT_IN_FLAX},
+        refused={**HIDDEN_ACT, **LINEAR},
         inert=_ROTARY_INERT,
     ),
     "gpt2": Kind(
@@ -277,8 +272,7 @@ KINDS: Mapping[str, Kind] = {
             "crossed": {**_GPT, "add_cross_attention": True},
         },
         refused={
-            **PRUNED,
-            "activation_function": NOT_IN_FLAX,
+            **ACTIVATION,
             "scale_attn_weights": False,
             "scale_attn_by_inverse_layer_idx": True,
         },
@@ -295,7 +289,7 @@ KINDS: Mapping[str, Kind] = {
                 "activation_function": "quick_gelu",
             },
         },
-        refused={**PRUNED, "activation_function": NOT_IN_FLAX},
+        refused=ACTIVATION,
         inert=frozenset(
             [
                 *("attention_dropout", "classifier_dropout", "embed_dropout"),
@@ -309,11 +303,7 @@ KINDS: Mapping[str, Kind] = {
             "rotated": {**_GPT, "rotary_dim": 4, "n_inner": 24},
             "relu": {**_GPT, "rotary_dim": 8, "activation_function": "relu"},
         },
-        refused={
-            **PRUNED,
-            "activation_function": NOT_IN_FLAX,
-            "tie_word_embeddings": True,
-        },
+        refused={**ACTIVATION, "tie_word_embeddings": True},
         inert=_GPT_INERT | {"add_cross_attention", "is_decoder"},
     ),
     "llama": Kind(
@@ -321,13 +311,7 @@ KINDS: Mapping[str, Kind] = {
             "biased": {**_LLAMA, "attention_bias": True, "hidden_act": "gelu"},
             "tied": {**_LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 1},
         },
-        refused={
-            **PRUNED,
-            **LINEAR,
-            "hidden_act": NOT_IN_FLAX,
-            "mlp_bias": True,
-            "head_dim": 8,
-        },
+        refused={**HIDDEN_ACT, **LINEAR, "mlp_bias": True, "head_dim": 8},
         inert=_ROTARY_INERT,
     ),
     "mistral": Kind(
@@ -335,7 +319,7 @@ KINDS: Mapping[str, Kind] = {
             "windowed": {**_LLAMA, "sliding_window": 5, "hidden_act": "gelu_new"},
             "unbound": {**_LLAMA, "sliding_window": None, "tie_word_embeddings": True},
         },
-        refused={**PRUNED, **LINEAR, "hidden_act": NOT_IN_FLAX, "head_dim": 8},
+        refused={**HIDDEN_ACT, **LINEAR, "head_dim": 8},
         inert=_ROTARY_INERT,
     ),
     "opt": Kind(
@@ -354,7 +338,7 @@ KINDS: Mapping[str, Kind] = {
                 "tie_word_embeddings": False,
             },
         },
-        refused={**PRUNED, "activation_function": NOT_IN_FLAX},
+        refused=ACTIVATION,
         inert=frozenset(
             [
                 *("attention_dropout", "dropout", "layerdrop", "init_std"),
@@ -373,12 +357,7 @@ KINDS: Mapping[str, Kind] = {
             },
             "untied": {**_XGLM, "tie_word_embeddings": False, "pad_token_id": 0},
         },
-        refused={
-            **PRUNED,
-            "activation_function": NOT_IN_FLAX,
-            "add_cross_attention": True,
-            "pad_token_id": 4,
-        },
+        refused={**ACTIVATION, "add_cross_attention": True, "pad_token_id": 4},
         inert=frozenset(
             [
                 *("activation_dropout", "attention_dropout", "dropout", "layerdrop"),
