@@ -137,47 +137,60 @@ class TinyFlax(NamedTuple):
 
 def causal(kind: str, **settings: Any) -> TinyFlax:
     """A class that continues a text."""
-    from transformers.models.auto import modeling_flax_auto as auto  # noqa: PLC0415
-
-    names = auto.FLAX_MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return _made(names[kind], kind, {**CAUSAL[kind], **settings})
+    return _made(flax_class(kind), kind, {**CAUSAL[kind], **settings})
 
 
 def seq_to_seq(kind: str, **settings: Any) -> TinyFlax:
     """A class with an encoder and a decoder."""
+    import transformers  # noqa: PLC0415
     from transformers.models.auto import modeling_flax_auto as auto  # noqa: PLC0415
 
     if kind == "encoder-decoder":
-        return _composed()
-    names = auto.FLAX_MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    return _made(names[kind], kind, {**SEQ_TO_SEQ[kind], **settings})
+        return _composed(settings)
+    mend()
+    name = auto.FLAX_MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES[kind]
+    made = getattr(transformers, name)
+    return _made(made, kind, {**SEQ_TO_SEQ[kind], **settings})
 
 
-def _made(class_name: str, kind: str, settings: dict[str, Any]) -> TinyFlax:
+def config_of(kind: str, **settings: Any) -> Any:
+    """A configuration by the name of its model type."""
     import transformers  # noqa: PLC0415  # takes a second
 
+    if kind == "gpt-sw3":
+        return transformers.GPT2Config(**settings)
+    return transformers.AutoConfig.for_model(kind, **settings)
+
+
+def flax_class(kind: str) -> Any:
+    """The class that continues a text, mended."""
+    import transformers  # noqa: PLC0415
+    from transformers.models.auto import modeling_flax_auto as auto  # noqa: PLC0415
+
     mend()
-    config = _config_class(class_name, kind)(**settings)
+    return getattr(transformers, auto.FLAX_MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
+
+
+def _made(kind_class: Any, kind: str, settings: dict[str, Any]) -> TinyFlax:
     with jax.numpy_dtype_promotion("standard"):
-        model = getattr(transformers, class_name)(config, seed=0)
+        model = kind_class(config_of(kind, **settings), seed=0)
     return TinyFlax(model, enlarged(model.params))
 
 
-def _config_class(class_name: str, kind: str) -> Any:
+def longer(kind: str, positions: int) -> dict[str, int]:
+    """The setting of a class that says how many positions it has, if it has one."""
+    known = {**CAUSAL, **SEQ_TO_SEQ}.get(kind, _BERT)
+    names = ("n_positions", "max_position_embeddings")
+    return {name: positions for name in names if name in known}
+
+
+def _composed(settings: dict[str, Any]) -> TinyFlax:
     import transformers  # noqa: PLC0415
 
-    if kind == "gpt-sw3":
-        return transformers.GPT2Config
-    return transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind]
-
-
-def _composed() -> TinyFlax:
-    import transformers  # noqa: PLC0415
-
-    encoder = transformers.BertConfig(**{**_BERT, "is_decoder": False})
-    decoder = transformers.GPT2Config(
-        **_GPT, is_decoder=True, add_cross_attention=True, n_inner=48
-    )
+    settings = {"vocab_size": VOCAB, "max_position_embeddings": 64, **settings}
+    encoder = transformers.BertConfig(**{**_BERT, **settings, "is_decoder": False})
+    inner = {"is_decoder": True, "add_cross_attention": True, "n_inner": 48}
+    decoder = transformers.GPT2Config(**{**_GPT, **settings, **inner})
     config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
         encoder, decoder, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2
     )

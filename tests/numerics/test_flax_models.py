@@ -1,5 +1,8 @@
 """Every Flax class through our functions gives the logits that it gives by itself."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,28 +43,37 @@ def tokens_of(seed: int, length: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, 64, length).astype(np.int32)
 
 
-def alone(tiny: TinyFlax, tokens: np.ndarray) -> np.ndarray:
-    """The class itself, without a cache."""
+def alone(tiny: TinyFlax) -> Callable[[np.ndarray], np.ndarray]:
+    """The class itself, without a cache; it is compiled for one length alone."""
     model = tiny.model
     if model.config.model_type == "mistral":  # it sees one key more than its window
         window = model.config.sliding_window - 1
         model = causal("mistral", sliding_window=window).model
-    output = model(jnp.asarray(tokens[None]), params=tiny.params)
-    return np.asarray(output.logits[0])
+    run = jax.jit(functools.partial(model.__call__, return_dict=True))
+    has_types = "token_type_ids" in inspect.signature(model.__call__).parameters
+
+    def logits_of(tokens: np.ndarray) -> np.ndarray:
+        padded = np.zeros((1, MAX_LEN), np.int32)
+        padded[0, : len(tokens)] = tokens
+        types = {"token_type_ids": np.zeros_like(padded)} if has_types else {}
+        output = run(padded, params=tiny.params, **types)
+        return np.asarray(output.logits[0, : len(tokens)])
+
+    return logits_of
 
 
 def test_rows_of_different_lengths_have_the_logits_of_each_alone(
     causal_kind: str,
 ) -> None:
     tiny = causal(causal_kind)
-    served = flax_model(tiny.model, MAX_LEN)
+    served, by_itself = flax_model(tiny.model, MAX_LEN), alone(tiny)
     extend = jax.jit(served.fns.extend)
     rows = [tokens_of(1, 9), tokens_of(2, 30), tokens_of(3, 17)]
     cache = served.fns.init_cache(ROWS)
 
     logits, cache = extend(tiny.params, cache, batch_of(served, [0] * ROWS, rows))
     for row, tokens in enumerate(rows):
-        expected = alone(tiny, tokens)
+        expected = by_itself(tokens)
         assert_close(logits[row, : len(tokens)], expected)
 
     more = [tokens_of(4, 1), tokens_of(5, 0), tokens_of(6, 1)]
@@ -69,11 +81,11 @@ def test_rows_of_different_lengths_have_the_logits_of_each_alone(
     logits, cache = extend(tiny.params, cache, batch_of(served, starts, more, time=1))
     for row in (0, 2):
         whole = np.concatenate([rows[row], more[row]])
-        assert_close(logits[row, 0], alone(tiny, whole)[-1])
+        assert_close(logits[row, 0], by_itself(whole)[-1])
     again = [tokens_of(7, 0), tokens_of(8, 1), tokens_of(9, 0)]
     logits, _ = extend(tiny.params, cache, batch_of(served, starts, again, time=1))
     whole = np.concatenate([rows[1], again[1]])
-    assert_close(logits[1, 0], alone(tiny, whole)[-1])
+    assert_close(logits[1, 0], by_itself(whole)[-1])
 
 
 def batch_of(
@@ -112,10 +124,8 @@ def test_a_decoder_reads_what_its_rows_encoder_made(seq_to_seq_kind: str) -> Non
     heard = [tokens_of(4, 5), tokens_of(5, 12), tokens_of(6, 1)]
     logits, _ = extend(tiny.params, cache, batch_of(served, [0] * ROWS, heard))
     for row, tokens in enumerate(heard):
-        output = tiny.model(
-            jnp.asarray(inputs[row][None]),
-            decoder_input_ids=jnp.asarray(tokens[None]),
-            params=tiny.params,
+        output = jax.jit(tiny.model.__call__)(
+            inputs[row][None], decoder_input_ids=tokens[None], params=tiny.params
         )
         found = logits[row, : len(tokens)]
         assert_close(found, output.logits[0])

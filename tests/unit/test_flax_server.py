@@ -1,24 +1,33 @@
 """A model and a tokenizer in memory, served with everything the engine offers."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+import transformers
+from jax.extend.core import jaxprs_in_params
 
 from jaxserver import GenerationRequest, JAXServer, SamplingParams
+from jaxserver.adapters.flax_models.models import flax_model
 from jaxserver.ports.errors import UnsupportedModel
-from tests.contract.tiny_tokenizers import single_digits
-from tests.tiny_flax import TinyFlax, causal, seq_to_seq
+from jaxserver.ports.model import TokenBatch
+from tests.flax_answers import VOCAB, answered, generated, serving, tokenizer
+from tests.tiny_flax import (
+    CAUSAL,
+    TinyFlax,
+    causal,
+    config_of,
+    flax_class,
+    longer,
+    seq_to_seq,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated", "ignore:.*one_hot", "ignore:.*model-agnostic default"
 )
-ENCODER = single_digits()
-VOCAB = ENCODER.get_vocab_size()
 CONFIG: dict[str, Any] = {
     "slots": 2,
     "max_length": 48,
@@ -27,13 +36,6 @@ CONFIG: dict[str, Any] = {
     "logging": False,
 }
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 60, n).tolist()) for n in (3, 9)]
-WISH = SamplingParams(greedy=True, max_new_tokens=8)
-
-
-def tokenizer() -> Any:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=ENCODER, bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
 
 
 @pytest.fixture(scope="module", params=["gpt2", "t5"])
@@ -43,32 +45,6 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[TinyFlax, JAXServer
     server = JAXServer.load_from_params(tiny.model, tokenizer(), tiny.params, CONFIG)
     yield tiny, server
     server.end()
-
-
-def generated(tiny: TinyFlax, prompt: tuple[int, ...]) -> list[int]:
-    """What `generate` of the class itself answers."""
-    ids = jnp.asarray([prompt], jnp.int32)
-    model = tiny.model
-    output = model.generate(ids, params=tiny.params, max_new_tokens=8, do_sample=False)
-    begin = 1 if model.config.is_encoder_decoder else len(prompt)
-    answer = np.asarray(output.sequences[0, begin:]).tolist()
-    ends = itertools.accumulate(
-        token == model.generation_config.eos_token_id for token in [None, *answer[:-1]]
-    )
-    return [token for token, ended in zip(answer, ends, strict=True) if not ended]
-
-
-def answered(server: JAXServer, prompt: tuple[int, ...]) -> list[int]:
-    stream = server.generate(GenerationRequest(prompt=prompt, sampling=WISH))
-    return [token for chunk in stream for token in chunk.token_ids]
-
-
-def test_greedy_answers_are_those_of_generate(
-    served: tuple[TinyFlax, JAXServer],
-) -> None:
-    tiny, server = served
-    for prompt in PROMPTS:
-        assert answered(server, prompt) == generated(tiny, prompt)
 
 
 def test_answers_in_company_are_bitwise_those_alone(
@@ -89,15 +65,76 @@ def test_answers_in_company_are_bitwise_those_alone(
     assert server.snapshot().compiles_after_ready == compiled
 
 
-def test_a_model_without_a_head_is_refused() -> None:
-    from transformers import BertConfig, FlaxBertModel  # noqa: PLC0415  # slow
+def tiny_kinds() -> list[tuple[str, str, dict[str, Any]]]:
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    speech = {"encoder_layers": 1, "decoder_layers": 1}
+    return [
+        ("FlaxBertModel", "bert", vision),
+        ("FlaxViTForImageClassification", "vit", vision),
+        ("FlaxWhisperForConditionalGeneration", "whisper", speech),
+    ]
 
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-    with pytest.raises(UnsupportedModel, match="FlaxBertModel"):
-        JAXServer.load_from_params(FlaxBertModel(config), tokenizer(), None, CONFIG)
+
+@pytest.mark.parametrize(("name", "kind", "settings"), tiny_kinds())
+def test_what_reads_no_text_or_has_no_head_is_refused_with_what_is_supported(
+    name: str, kind: str, settings: dict[str, Any]
+) -> None:
+    model = getattr(transformers, name)(config_of(kind, **settings), _do_init=False)
+    with pytest.raises(UnsupportedModel, match=f"{name}.*causal, or with an encoder"):
+        JAXServer.load_from_params(model, tokenizer(), {}, CONFIG)
 
 
 def test_a_setting_that_the_class_ignores_is_refused_by_name() -> None:
-    tiny = causal("llama", rope_theta=500_000.0)
-    with pytest.raises(UnsupportedModel, match=r"rope_theta 500000\.0"):
+    tiny = causal("llama", mlp_bias=True)
+    with pytest.raises(UnsupportedModel, match="mlp_bias True"):
         JAXServer.load_from_params(tiny.model, tokenizer(), tiny.params, CONFIG)
+
+
+def test_a_table_of_learned_positions_cuts_the_length_and_one_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "jaxserver")
+    tiny = causal("gpt2", vocab_size=VOCAB)
+    lazy = {**CONFIG, "max_length": 100, "pre_compile": False}
+    server = JAXServer.load_from_params(tiny.model, tokenizer(), tiny.params, lazy)
+    server.end()
+    said = [record.message for record in caplog.records]
+    assert said.count("max_length is cut to the model's 64 tokens") == 1
+    assert sum("cut" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma", "gptj", "xglm"])
+def test_a_context_that_is_not_wanted_takes_no_memory(kind: str) -> None:
+    """One mask of all its positions squared would be 16 GiB."""
+    config = config_of(kind, **{**CAUSAL[kind], **longer(kind, 131_072)})
+    served = flax_model(flax_class(kind)(config, _do_init=False), 64)
+
+    batch = TokenBatch(
+        tokens=jnp.zeros((1, 64), jnp.int32),
+        start=jnp.zeros(1, jnp.int32),
+        length=jnp.full(1, 64, jnp.int32),
+        page_table=None,
+        logits_at=jnp.zeros((1, 1), jnp.int32),
+    )
+    cache = jax.eval_shape(lambda: served.fns.init_cache(1))
+    traced = jax.make_jaxpr(served.fns.extend)(served.shapes, cache, batch)
+    sizes = [each.size for each in (*traced.consts, *outputs_of(traced.jaxpr))]
+    assert max(sizes) < 64 * 64 * 64
+
+
+def outputs_of(jaxpr: Any) -> list[Any]:
+    """The shape of everything that is computed."""
+    found = [var.aval for equation in jaxpr.eqns for var in equation.outvars]
+    for equation in jaxpr.eqns:
+        for inner in jaxprs_in_params(equation.params):
+            found += outputs_of(inner)
+    return found
+
+
+def test_a_first_token_is_forced_as_generate_forces_it() -> None:
+    settings = {"forced_bos_token_id": 9, "decoder_start_token_id": 4}
+    tiny = seq_to_seq("mbart", vocab_size=VOCAB, **settings)
+    expected = generated(tiny, PROMPTS[1])
+    assert expected[0] == 9
+    with serving(tiny, max_length=48) as server:
+        assert answered(server, [PROMPTS[1]]) == [expected]

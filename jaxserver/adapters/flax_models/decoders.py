@@ -1,8 +1,4 @@
-"""Runs a causal `FlaxPreTrainedModel` through the `ModelFns` port.
-
-Its cache has one cursor for a whole batch, so every row is a batch of one, `vmap` makes
-the batch, and `start` replaces the cursor on every call.
-"""
+"""Runs a row of a causal `FlaxPreTrainedModel`, with its own cache or without one."""
 
 import inspect
 import logging
@@ -10,118 +6,86 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxserver.adapters.flax_models.rows import (
-    Row,
-    copy_rows,
-    empty_rows,
-    put_rows,
-    row_axes,
-    take_rows,
-    with_cursor,
-    write_start,
-)
-from jaxserver.adapters.flax_models.sizes import Sizes
-from jaxserver.ports.model import AnswerRules, Cache, ModelFns, Params, TokenBatch
+from jaxserver.adapters.flax_models.row_fns import Extended, Piece, RowFns
+from jaxserver.adapters.flax_models.rows import Row, has_cursor, with_cursor
+from jaxserver.adapters.flax_models.sizes import Sizes, first_position
+from jaxserver.ports.model import Params
 
 LOGGER = logging.getLogger("jaxserver")
 
 
-def decoder_fns(model: Any, sizes: Sizes, rules: AnswerRules) -> ModelFns:
-    """The functions of a model with a language-model head.
+def decoder(model: Any, sizes: Sizes) -> RowFns:
+    """One row of a model with a language-model head.
 
     Args:
         model: Its parameters are not used, but given with every call.
         sizes: How long its rows are.
-        rules: What its settings demand of answers.
     """
     if keeps_its_cache(model, sizes):
-        init_row, extend_row = _cached(model, sizes)
-    else:
-        LOGGER.warning(
-            "%s has no cache of its own: each token runs its whole row again",
-            type(model).__name__,
-        )
-        init_row, extend_row = _rerun(model, sizes)
-    return ModelFns(
-        init_cache=lambda num_pages: empty_rows(init_row, num_pages),
-        extend=by_rows(extend_row),
-        copy_pages=copy_rows,
-        cache_axes=row_axes,
-        page_size=sizes.capacity,
-        max_len=sizes.max_len,
-        vocab_size=sizes.vocab_size,
-        chunk=sizes.chunk,
-        rules=rules,
+        return cached(model, sizes)
+    LOGGER.warning(
+        "%s has no cache of its own: each token runs its whole row again",
+        type(model).__name__,
     )
+    return rerun(model, sizes)
 
 
 def keeps_its_cache(model: Any, sizes: Sizes) -> bool:
     """Whether the class takes a cache and gives it back; some drop it in silence."""
     try:
-        row, extend_row = _cached(model, sizes)
+        row, extend = cached(model, sizes)
         token, start = jnp.zeros(1, jnp.int32), jnp.int32(0)
-        jax.eval_shape(extend_row, model.params_shape_tree, row, token, start, token)
+        piece = Piece(token, start, token)
+        jax.eval_shape(extend, model.params_shape_tree, row, piece)
     except (TypeError, AttributeError, KeyError, ValueError):
         return False
-    return True
+    return has_cursor(row)
 
 
-def by_rows(extend_row: Any) -> Any:
-    """`Extend` out of a function of one row."""
+def cached(model: Any, sizes: Sizes) -> RowFns:
+    """The row is the class's own cache of a batch of one."""
+    has_positions = "position_ids" in inspect.signature(model.__call__).parameters
+    first = first_position(model.config)
 
-    def extend(
-        params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
-        rows, pages = take_rows(cache, batch)
-        logits, rows = jax.vmap(extend_row, in_axes=(None, 0, 0, 0, 0))(
-            params, rows, batch.tokens, write_start(batch), batch.logits_at
-        )
-        return logits.astype(jnp.float32), put_rows(cache, rows, batch, pages)
-
-    return extend
-
-
-def _cached(model: Any, sizes: Sizes) -> tuple[Row, Any]:
-    takes_positions = "position_ids" in inspect.signature(model.__call__).parameters
-    row = jax.eval_shape(lambda: model.init_cache(1, sizes.capacity))
-
-    def extend_row(
-        params: Params,
-        row: Row,
-        tokens: Int[Array, " time"],
-        start: Int[Array, ""],
-        logits_at: Int[Array, " reads"],
-    ) -> tuple[Float[Array, "reads vocab"], Row]:
-        positions = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    def extend(params: Params, row: Row, piece: Piece) -> Extended:
+        positions = {"position_ids": first + piece.positions[None]}
         output = model(
-            tokens[None],
+            piece.tokens[None],
             attention_mask=jnp.ones((1, sizes.capacity), jnp.int32),
             params=params,
-            past_key_values=with_cursor(row, start),
+            past_key_values=with_cursor(emptied(row, piece), piece.start),
             return_dict=True,
-            **({"position_ids": positions[None]} if takes_positions else {}),
+            **(positions if has_positions else {}),
+            **_token_types(model, piece.tokens),
         )
-        return output.logits[0, logits_at], dict(output["past_key_values"])
+        return output.logits[0, piece.logits_at], dict(output["past_key_values"])
 
-    return row, extend_row
+    return RowFns(jax.eval_shape(lambda: model.init_cache(1, sizes.capacity)), extend)
 
 
-def _rerun(model: Any, sizes: Sizes) -> tuple[Row, Any]:
+def emptied(row: Row, piece: Piece) -> Row:
+    """A row that begins anew: a number that is none would spoil it though unseen."""
+    if piece.tokens.shape[0] == 1:
+        return row
+    return jax.tree.map(lambda leaf: jnp.where(piece.start == 0, 0, leaf), row)
+
+
+def rerun(model: Any, sizes: Sizes) -> RowFns:
     """The row is its tokens; what follows the last one is there but not seen."""
-    row = jax.ShapeDtypeStruct((sizes.capacity,), jnp.int32)
 
-    def extend_row(
-        params: Params,
-        row: Row,
-        tokens: Int[Array, " time"],
-        start: Int[Array, ""],
-        logits_at: Int[Array, " reads"],
-    ) -> tuple[Float[Array, "reads vocab"], Row]:
-        at = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        row = row.at[at].set(tokens, mode="drop")
-        output = model(row[None], params=params, return_dict=True)
-        return output.logits[0, start + logits_at], row
+    def extend(params: Params, row: Row, piece: Piece) -> Extended:
+        row = row.at[piece.positions].set(piece.tokens, mode="drop")
+        types = _token_types(model, row)
+        output = model(row[None], params=params, return_dict=True, **types)
+        return output.logits[0, piece.start + piece.logits_at], row
 
-    return row, extend_row
+    return RowFns(jax.ShapeDtypeStruct((sizes.capacity,), jnp.int32), extend)
+
+
+def _token_types(model: Any, tokens: Int[Array, " time"]) -> dict[str, Array]:
+    """A text is of type 0, which Electra's Flax class does not say by itself."""
+    name = "token_type_ids"
+    has_types = name in inspect.signature(model.__call__).parameters
+    return {name: jnp.zeros_like(tokens)[None]} if has_types else {}

@@ -1,4 +1,4 @@
-"""Runs an encoder-decoder `FlaxPreTrainedModel` through the `ModelFns` port.
+"""Runs a row of an encoder-decoder `FlaxPreTrainedModel`.
 
 A row keeps what its encoder made, besides the decoder's keys and values. The classes
 work out cross-attention from it on every call.
@@ -9,18 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxserver.adapters.flax_models.decoders import by_rows
-from jaxserver.adapters.flax_models.rows import (
-    Row,
-    copy_rows,
-    empty_rows,
-    row_axes,
-    with_cursor,
-)
-from jaxserver.adapters.flax_models.sizes import Sizes
-from jaxserver.ports.model import AnswerRules, Cache, ModelFns, Params
+from jaxserver.adapters.flax_models.row_fns import Extended, Piece, RowFns
+from jaxserver.adapters.flax_models.rows import Row, with_cursor
+from jaxserver.adapters.flax_models.sizes import Sizes, first_position
+from jaxserver.ports.model import Cache, Encode, Params
 
 _LENGTHS = (32, 128, 512)
 
@@ -33,28 +27,56 @@ class _Row(NamedTuple):
     decoder: Any
 
 
-def encoder_decoder_fns(
-    model: Any,
-    sizes: Sizes,
-    max_input: int,
-    decoder_prompt: tuple[int, ...],
-    rules: AnswerRules,
-) -> ModelFns:
-    """The functions of a model with an encoder.
+class EncoderDecoder(NamedTuple):
+    """One row of a decoder, and what writes its encoder's part of the rows."""
+
+    row_fns: RowFns
+    encode: Encode
+    encoder_lengths: tuple[int, ...]
+
+
+def encoder_decoder(model: Any, sizes: Sizes, max_input: int) -> EncoderDecoder:
+    """The parts of a model with an encoder.
 
     Args:
         model: Its parameters are not used, but given with every call.
         sizes: How long its decoder's rows are.
         max_input: Longest input of the encoder.
-        decoder_prompt: What the decoder reads first.
-        rules: What its settings demand of answers.
     """
     encode_row = _encoder(model)
     shapes = _row_shapes(model, encode_row, sizes, max_input)
-    takes_positions = (
-        "decoder_position_ids" in inspect.signature(model.decode).parameters
+    shorter = {length for length in _LENGTHS if length < max_input}
+    return EncoderDecoder(
+        row_fns=RowFns(shapes, _decoder(model, sizes)),
+        encode=_by_rows(encode_row, max_input),
+        encoder_lengths=tuple(sorted({*shorter, max_input})),
     )
 
+
+def _decoder(model: Any, sizes: Sizes) -> Any:
+    parameters = inspect.signature(model.decode).parameters
+    takes_positions = "decoder_position_ids" in parameters
+    first = first_position(getattr(model.config, "decoder", model.config))
+
+    def extend(params: Params, row: Row, piece: Piece) -> Extended:
+        positions = {"decoder_position_ids": first + piece.positions[None]}
+        output = model.decode(
+            piece.tokens[None],
+            (row.hidden,),
+            encoder_attention_mask=row.is_token.astype(jnp.int32),
+            decoder_attention_mask=jnp.ones((1, sizes.capacity), jnp.int32),
+            params=params,
+            past_key_values=with_cursor(row.decoder, piece.start),
+            return_dict=True,
+            **(positions if takes_positions else {}),
+        )
+        row = row._replace(decoder=dict(output["past_key_values"]))
+        return output.logits[0, piece.logits_at], row
+
+    return extend
+
+
+def _by_rows(encode_row: Any, max_input: int) -> Encode:
     def encode(
         params: Params,
         cache: Cache,
@@ -68,48 +90,16 @@ def encoder_decoder_fns(
         hidden = jax.vmap(encode_row, in_axes=(None, 0, 0))(params, tokens, seen)
         spare = max_input - tokens.shape[1]
         hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))[:, None]
+        empty = jax.tree.map(
+            lambda leaf: leaf.at[rows].set(0, mode="drop"), cache.decoder
+        )
         return cache._replace(
+            decoder=empty,
             hidden=cache.hidden.at[rows].set(hidden, mode="drop"),
             is_token=cache.is_token.at[rows].set(is_token[:, None], mode="drop"),
         )
 
-    def extend_row(
-        params: Params,
-        row: Row,
-        tokens: Int[Array, " time"],
-        start: Int[Array, ""],
-        logits_at: Int[Array, " reads"],
-    ) -> tuple[Float[Array, "reads vocab"], Row]:
-        positions = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        output = model.decode(
-            tokens[None],
-            (row.hidden,),
-            encoder_attention_mask=row.is_token.astype(jnp.int32),
-            decoder_attention_mask=jnp.ones((1, sizes.capacity), jnp.int32),
-            params=params,
-            past_key_values=with_cursor(row.decoder, start),
-            return_dict=True,
-            **({"decoder_position_ids": positions[None]} if takes_positions else {}),
-        )
-        row = row._replace(decoder=dict(output["past_key_values"]))
-        return output.logits[0, logits_at], row
-
-    return ModelFns(
-        init_cache=lambda num_pages: empty_rows(shapes, num_pages),
-        extend=by_rows(extend_row),
-        copy_pages=copy_rows,
-        cache_axes=row_axes,
-        page_size=sizes.capacity,
-        max_len=sizes.max_len,
-        vocab_size=sizes.vocab_size,
-        chunk=sizes.chunk,
-        encode=encode,
-        encoder_lengths=tuple(
-            sorted({*(n for n in _LENGTHS if n < max_input), max_input})
-        ),
-        decoder_prompt=decoder_prompt,
-        rules=rules,
-    )
+    return encode
 
 
 def _encoder(model: Any) -> Any:
@@ -127,23 +117,19 @@ def _encoder(model: Any) -> Any:
         def forward(module: Any, **inputs: Any) -> Any:
             return module.encoder(**inputs, return_dict=True)
 
+        first = first_position(model.config.encoder)
+        positions = first + jnp.arange(tokens.shape[0], dtype=jnp.int32)
         output = model.module.apply(
             {"params": params},
             input_ids=tokens[None],
             attention_mask=is_token[None].astype(jnp.int32),
-            position_ids=_positions(model.config.encoder, tokens)[None],
+            position_ids=positions[None],
             method=forward,
         )
         hidden: Array = output.last_hidden_state[0]
         return hidden
 
     return by_module if model.config.model_type == "encoder-decoder" else by_method
-
-
-def _positions(config: Any, tokens: Int[Array, " time"]) -> Int[Array, " time"]:
-    """Roberta's positions begin behind its padding token."""
-    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return first + jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
 
 def _row_shapes(model: Any, encode_row: Any, sizes: Sizes, max_input: int) -> _Row:

@@ -1,23 +1,21 @@
 """From a `FlaxPreTrainedModel` to what the engine runs, with its parameters' shapes."""
 
 import copy
-import functools
-import logging
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxserver.adapters.flax_models.decoders import decoder_fns
-from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder_fns
+from jaxserver.adapters.flax_models.decoders import decoder
+from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder
 from jaxserver.adapters.flax_models.mends import mend
+from jaxserver.adapters.flax_models.row_fns import fns_of
 from jaxserver.adapters.flax_models.rules import answer_rules, decoder_prompt, end_ids
-from jaxserver.adapters.flax_models.settings import served_config
-from jaxserver.adapters.flax_models.sizes import sizes_of
+from jaxserver.adapters.flax_models.settings import parts_of, served_config
+from jaxserver.adapters.flax_models.sizes import first_position, sizes_of
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.model import ModelFns, Params
 
-LOGGER = logging.getLogger("jaxserver")
 SUPPORTED = "classes with a language-model head: causal, or with an encoder for text"
 _POSITIONS = "max_position_embeddings"
 
@@ -50,17 +48,18 @@ def flax_model(model: Any, max_length: int, dtype: Any = jnp.float32) -> FlaxMod
     _check_kind(model)
     mend()
     config = served_config(model.config, not model.config.is_encoder_decoder)
-    served = _built(model, config, dtype)
-    served, positions = _with_positions(served, max_length, dtype)
+    served, positions = _fitted(model, config, max_length, dtype)
     sizes = sizes_of(max_length, positions, _vocab_size(served.config))
-    if sizes.max_len < max_length:
-        LOGGER.info("max_length is cut to the model's %d tokens", sizes.max_len)
     rules = answer_rules(model.generation_config)
     if model.config.is_encoder_decoder:
-        prompt = decoder_prompt(model)
-        fns = encoder_decoder_fns(served, sizes, sizes.max_len, prompt, rules)
+        parts = encoder_decoder(served, sizes, sizes.max_len)
+        fns = fns_of(parts.row_fns, sizes, rules)._replace(
+            encode=parts.encode,
+            encoder_lengths=parts.encoder_lengths,
+            decoder_prompt=decoder_prompt(model),
+        )
     else:
-        fns = decoder_fns(served, sizes, rules)
+        fns = fns_of(decoder(served, sizes), sizes, rules)
     return FlaxModel(fns, served.params_shape_tree, end_ids(model.generation_config))
 
 
@@ -83,50 +82,36 @@ def _built(model: Any, config: Any, dtype: Any) -> Any:
     return kind(config, dtype=dtype, _do_init=False)
 
 
-def _with_positions(model: Any, max_length: int, dtype: Any) -> tuple[Any, int | None]:
+def _fitted(
+    model: Any, config: Any, max_length: int, dtype: Any
+) -> tuple[Any, int | None]:
     """A model whose masks and tables are as long as its rows, and no longer.
 
     Returns it, and how many positions it has learned, None where it can go on for ever.
     """
-    config = model.config
-    if getattr(config, _POSITIONS, None) is None:
-        return model, _composed_positions(config)
-    capacity = sizes_of(max_length, None, 1).capacity
-    longer = copy.deepcopy(config)
-    setattr(longer, _POSITIONS, max(capacity, 2 * _head_dim(config)))
-    other = _built(model, longer, dtype)
-    if _same_shapes(other.params_shape_tree, model.params_shape_tree):
-        return other, None
-    learned: int = getattr(config, _POSITIONS)
-    return model, learned - _first_position(config)
+    learned = getattr(config, _POSITIONS, None)
+    if learned is None:
+        return _built(model, config, dtype), _composed_positions(config)
+    cut = copy.deepcopy(config)
+    setattr(cut, _POSITIONS, sizes_of(max_length, None, 1).capacity)
+    served = _built(model, cut, dtype)
+    if _shapes(served.params_shape_tree) == _shapes(model.params_shape_tree):
+        return served, None
+    return _built(model, config, dtype), learned - first_position(config)
 
 
 def _composed_positions(config: Any) -> int | None:
     """The fewer of an encoder's and a decoder's, where a model is made of the two."""
-    parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
     counts = [
-        getattr(part, _POSITIONS) - _first_position(part)
-        for part in parts
+        getattr(part, _POSITIONS) - first_position(part)
+        for part in parts_of(config)
         if getattr(part, _POSITIONS, None) is not None
     ]
     return min(counts, default=None)
 
 
-def _first_position(config: Any) -> int:
-    """Roberta's positions begin behind its padding token."""
-    first: int = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return first
-
-
-def _head_dim(config: Any) -> int:
-    heads = getattr(config, "num_attention_heads", None) or 1
-    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return head_dim
-
-
-def _same_shapes(a: Params, b: Params) -> bool:
-    shapes_of = functools.partial(jax.tree.map, lambda leaf: leaf.shape)
-    return bool(shapes_of(a) == shapes_of(b))
+def _shapes(params: Params) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(params)]
 
 
 def _vocab_size(config: Any) -> int:

@@ -16,10 +16,19 @@ def with_cursor(row: Row, start: Int[Array, ""]) -> Row:
     """Points every layer's cursor at `start`."""
 
     def put(path: tuple[Any, ...], leaf: Array) -> Array:
-        is_cursor = getattr(path[-1], "key", None) == CURSOR
-        return jnp.full_like(leaf, start) if is_cursor else leaf
+        return jnp.full_like(leaf, start) if _is_cursor(path) else leaf
 
     return jax.tree_util.tree_map_with_path(put, row)
+
+
+def has_cursor(row: Row) -> bool:
+    """Whether there is one to point."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(row)
+    return any(_is_cursor(path) for path, _ in leaves)
+
+
+def _is_cursor(path: tuple[Any, ...]) -> bool:
+    return bool(path) and getattr(path[-1], "key", None) == CURSOR
 
 
 def empty_rows(shapes: Row, num_pages: int) -> Cache:
@@ -40,12 +49,14 @@ def put_rows(
     cache: Cache, rows: Cache, batch: TokenBatch, pages: Array | None
 ) -> Cache:
     """The cache with these rows in place; a row without tokens stays as it was."""
-    if pages is None:
-        count = batch.tokens.shape[0]
+    count, time = batch.tokens.shape
+    if pages is None and time == 1:  # it wrote behind what it held
         return jax.tree.map(lambda old, new: old.at[:count].set(new), cache, rows)
 
+    places = jnp.arange(count, dtype=jnp.int32) if pages is None else pages
+
     def put(old: Array, new: Array) -> Array:
-        at = jnp.where(batch.length > 0, pages, old.shape[0])
+        at = jnp.where(batch.length > 0, places, old.shape[0])
         return old.at[at].set(new, mode="drop")
 
     return jax.tree.map(put, cache, rows)

@@ -1,6 +1,6 @@
 """How long a Flax model's rows are, and the grid that its chunks lie on."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CHUNK = 128
 STEP = 32
@@ -39,3 +39,9 @@ def sizes_of(wanted: int, positions: int | None, vocab_size: int) -> Sizes:
     cut = longest // STEP * STEP
     chunk = next(size for size in (CHUNK, CHUNK // 2, STEP) if cut % size == 0)
     return Sizes(cut, cut, chunk, vocab_size)
+
+
+def first_position(config: Any) -> int:
+    """Roberta's positions begin behind its padding token."""
+    first: int = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return first
