@@ -35,11 +35,11 @@ from jaxserver.backends import (
     is_native,
 )
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves
 from jaxserver.core.partition_rules import read_rules
 from jaxserver.core.sharding import make_mesh, num_devices
-from jaxserver.core.steps import build_steps
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.memory import MemoryPlan

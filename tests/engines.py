@@ -15,8 +15,8 @@ from jaxserver.adapters.engine.orders import NoOrders, Orders
 from jaxserver.adapters.engine.requests import Lengths, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.executables import Steps, build_steps
 from jaxserver.core.scheduler import DecodePlan, PrefillPlan
-from jaxserver.core.steps import Steps, build_steps
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.model import Params
 from jaxserver.ports.telemetry import RequestRecord

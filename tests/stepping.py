@@ -11,8 +11,9 @@ from jax.stages import Compiled
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
+from jaxserver.core.executables import Steps
 from jaxserver.core.sampling_arrays import sampling_row
-from jaxserver.core.steps import Outcome, PrefillChunk, Steps
+from jaxserver.core.steps import Outcome, PrefillChunk
 from jaxserver.ports.model import Params
 from jaxserver.ports.types import SamplingParams
 

@@ -1,36 +1,20 @@
-"""The two compiled steps of the engine, prefill and decode, and their closed list.
-
-The only module that compiles, donates and places.
-"""
+"""The two steps of the engine, prefill and decode, as pure functions."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.stages import Compiled
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxserver.core.config import EngineConfig
-from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
+from jaxserver.core.decode_state import DecodeState, RowArrays
 from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.sharding import (
-    constrain,
-    gathered,
-    named_sharding,
-    one_row_a_device,
-    replicated,
-)
-from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
-Kind = Literal["init", "prefill", "decode"]
-"""Of an executable."""
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
 """Why a row ended: not at all, an end token, its limit, NaN in its logits."""
 
@@ -267,153 +251,3 @@ def _record(
         top_ids=put(outcome.top_ids, choice.top_ids),
         top_logprobs=put(outcome.top_logprobs, choice.top_logprobs),
     )
-
-
-class Steps(NamedTuple):
-    """How to compile each executable there is; the list is closed.
-
-    Attributes:
-        init: Makes the empty state: `() -> state`.
-        prefill: By padded length: `(params, state, chunk) -> (state, outcome)`.
-        decode: By number of slots: `(params, state, keep, num_steps) -> (state,
-            outcome)`. Both consume the state that they are given.
-        inputs: By kind and size, the shapes of what one takes besides weights and
-            state.
-        share: By a number of bytes: `(uint8 [devices bytes]) -> uint8 [bytes]`, the
-            first device's row on every device.
-    """
-
-    init: Callable[[], Compiled]
-    prefill: Mapping[int, Callable[[], Compiled]]
-    decode: Mapping[int, Callable[[], Compiled]]
-    inputs: Callable[[Kind, int], tuple[Any, ...]]
-    share: Callable[[int], Compiled]
-
-
-def build_steps(
-    fns: ModelFns,
-    params: Params,
-    engine: EngineConfig,
-    mesh: Mesh,
-) -> Steps:
-    """Says how to compile the steps of a configuration, without doing it.
-
-    Args:
-        fns: The model.
-        params: Its weights, or their shapes with shardings.
-        engine: The sizes.
-        mesh: Where the state lies: rows over the batch axes.
-    """
-    fns = on_devices(fns, params, mesh)
-    shapes = jax.eval_shape(functools.partial(init_state, fns, engine.slots))
-    state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
-    cache = jax.tree.map(
-        lambda leaf: _on_mesh(leaf, fns.cache_axes(leaf.shape), mesh), shapes.cache
-    )
-    state = state._replace(cache=cache)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    outs = (placed, replicated(mesh))
-    weights = jax.tree.map(_abstract, params)
-
-    def compile_init() -> Compiled:
-        make = functools.partial(init_state, fns, engine.slots)
-        return jax.jit(make, out_shardings=placed).lower().compile()
-
-    def compile_prefill(time: int) -> Compiled:
-        run = functools.partial(prefill, fns)
-        step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        return step.lower(weights, state, *inputs("prefill", time)).compile()
-
-    def compile_decode(rows: int) -> Compiled:
-        run = functools.partial(decode, fns, (rows, engine.max_stream_tokens))
-        step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        return step.lower(weights, state, *inputs("decode", rows)).compile()
-
-    def inputs(kind: Kind, size: int) -> tuple[Any, ...]:
-        everywhere = replicated(mesh)
-        if kind == "prefill":
-            rows = engine.prefill_rows
-            return (_chunk_shape(shapes.rows, (rows, size), everywhere),)
-        keep = jax.ShapeDtypeStruct((engine.slots,), jnp.bool_, sharding=everywhere)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        return (keep, count) if kind == "decode" else ()
-
-    def compile_share(num_bytes: int) -> Compiled:
-        shape = (mesh.size, num_bytes)
-        rows = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=one_row_a_device(mesh))
-        first = jax.jit(lambda rows: rows[0], out_shardings=replicated(mesh))
-        return first.lower(rows).compile()
-
-    return Steps(
-        init=compile_init,
-        prefill={
-            time: functools.partial(compile_prefill, time)
-            for time in engine.prefill_lengths
-        },
-        decode={
-            rows: functools.partial(compile_decode, rows)
-            for rows in engine.decode_ladder
-        },
-        inputs=inputs,
-        share=compile_share,
-    )
-
-
-def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
-    """Says where things lie around a model.
-
-    A token is chosen row by row, and each row looks at all of its logits. Weights are
-    put together from where they lie as `gathered` says, but for our own model, which
-    says itself where its products lie.
-    """
-    encode_there: Any = fns.encode
-
-    def put(weights: Params) -> Params:
-        if fns.chunk is None:
-            return weights
-        places = jax.tree.map(lambda leaf: gathered(leaf.sharding), params)
-        return jax.lax.with_sharding_constraint(weights, places)
-
-    def extend(
-        params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
-        logits, cache = fns.extend(put(params), cache, batch)
-        return constrain(logits, (None, None, None), mesh), cache
-
-    def encode(
-        params: Params, cache: Cache, rows: Array, tokens: Array, length: Array
-    ) -> Cache:
-        return encode_there(put(params), cache, rows, tokens, length)
-
-    return fns._replace(extend=extend, encode=encode if encode_there else None)
-
-
-def _on_mesh(
-    leaf: jax.ShapeDtypeStruct, first_axes: Axes, mesh: Mesh
-) -> jax.ShapeDtypeStruct:
-    rest = len(leaf.shape) - len(first_axes)
-    sharding = named_sharding((*first_axes, *(None,) * rest), leaf.shape, mesh)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _chunk_shape(
-    rows: RowArrays, size: tuple[int, int], sharding: NamedSharding
-) -> PrefillChunk:
-    num_rows, time = size
-
-    def shape(kind: jnp.dtype | type, *rest: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num_rows, *rest), kind, sharding=sharding)
-
-    shapes: dict[str, Any] = dict(
-        slots=shape(jnp.int32),
-        tokens=shape(jnp.int32, time),
-        start=shape(jnp.int32),
-        length=shape(jnp.int32),
-        is_last=shape(jnp.bool_),
-        rows=jax.tree.map(lambda leaf: shape(leaf.dtype, *leaf.shape[1:]), rows),
-    )
-    return PrefillChunk(**shapes)

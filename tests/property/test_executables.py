@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.steps import Outcome, build_steps
+from jaxserver.core.executables import build_steps
+from jaxserver.core.steps import Outcome
 from jaxserver.ports.types import MAX_SEED, SamplingParams
 from tests.stepping import Part, Stepper, Wish
 from tests.tiny import TINY_LLAMA, tiny_model

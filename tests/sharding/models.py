@@ -13,12 +13,12 @@ from transformers.models.auto import modeling_flax_auto as auto
 from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.models import flax_model
 from jaxserver.core.config import EngineConfig, ModelConfig
+from jaxserver.core.executables import build_steps, on_devices
 from jaxserver.core.loading import place_params
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import ParamSpec, init_params, leaves, param_specs
 from jaxserver.core.partition_rules import param_specs_of
 from jaxserver.core.sharding import make_mesh, num_devices
-from jaxserver.core.steps import build_steps, on_devices
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, TokenBatch

@@ -11,8 +11,8 @@ from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidConfig
 from jaxserver.ports.model import PartitionRules
 from tests.contract.tiny_tokenizers import single_digits
+from tests.flax_answers import tokenizer
 from tests.sharding.models import unmade
-from tests.unit.test_flax_server import tokenizer
 from tests.unit.test_wiring import nobody, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:.*one_hot")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from jax.stages import Compiled
 
-from jaxserver.core.steps import Steps
+from jaxserver.core.executables import Steps
 from jaxserver.ports.progress import Progress
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

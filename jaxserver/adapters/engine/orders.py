@@ -12,7 +12,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the barrier has no public name
 
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.steps import Kind, Steps
+from jaxserver.core.executables import Kind, Steps
 
 KINDS: tuple[Kind, ...] = ("init", "prefill", "decode")
 IDLE_SECONDS = 1.0

@@ -5,10 +5,10 @@ import jax
 import pytest
 
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import ParamSpec, Weights, init_params, leaves, param_specs
 from jaxserver.core.sharding import make_mesh, named_sharding
-from jaxserver.core.steps import build_steps
 from jaxserver.core.transformer import transformer_fns
 from tests.tiny import TINY_LLAMA
 

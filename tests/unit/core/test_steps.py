@@ -10,10 +10,11 @@ import pytest
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import init_state
+from jaxserver.core.executables import build_steps
 from jaxserver.core.sampling import choose_rows
 from jaxserver.core.sampling_arrays import History
 from jaxserver.core.sharding import make_mesh
-from jaxserver.core.steps import LENGTH, RUNNING, STOP, UNSOUND, build_steps
+from jaxserver.core.steps import LENGTH, RUNNING, STOP, UNSOUND
 from jaxserver.ports.types import SamplingParams
 from tests.counting_model import POISON, answer_of, counting_model
 from tests.stepping import Part, Stepper, Wish, chunk_of, drawn

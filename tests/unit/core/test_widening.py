@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxserver.core.config import EngineConfig, ModelConfig
+from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import init_params, leaves, param_specs
-from jaxserver.core.steps import build_steps
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.types import SamplingParams
 from tests.stepping import Part, Stepper, Wish

@@ -10,7 +10,7 @@ import pytest
 from jax.stages import Compiled
 
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
-from jaxserver.core.steps import Steps
+from jaxserver.core.executables import Steps
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from tests import engines
 
