@@ -234,7 +234,7 @@ def test_load_opens_what_it_makes(servers: Servers) -> None:
 def test_a_model_that_cannot_be_loaded_leaves_a_failed_server(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ModelNotFound("there is no such model")
 
     monkeypatch.setattr(server_module, "load_model", broken)

@@ -35,6 +35,9 @@ OWN_DEFAULTS = {
     "max_queue": 256,
     "quantize": "auto",
     "numerics": "invariant",
+    "coordinator": None,
+    "num_processes": 1,
+    "process_id": 0,
     "api_key": None,
 }
 LARGEST = 2**31 - 1
@@ -115,6 +118,9 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
     "max_queue": ends(0),
     "quantize": (["auto", "none"], ["fp3", None, False], "one of auto, none"),
     "numerics": (["invariant"], ["exact", None], "one of invariant"),
+    "coordinator": ([None, "10.0.0.1:4000"], ["", 1], "HOST:PORT, or none"),
+    "num_processes": ends(1),
+    "process_id": ends(0),
     "api_key": ([None, "sesame"], ["", 1, b"sesame"], "text, or none"),
 }
 ACCEPTED = [(key, value) for key, rule in RULES.items() for value in rule[0]]

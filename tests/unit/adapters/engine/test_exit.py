@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop
+from jaxserver.adapters.engine.orders import NoOrders
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.telemetry.log import NoTelemetry
@@ -27,7 +28,7 @@ BUSY = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: jnp.sin(y @ x), x
 
 class Endless(Device):
     def __init__(self):
-        pass
+        self.orders = NoOrders()
 
     def _step(self, requests, now):
         BUSY(MATRIX).block_until_ready()
