@@ -131,6 +131,7 @@ def outputs_of(jaxpr: Any) -> list[Any]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:Some non-default generation parameters")
 def test_a_first_token_is_forced_as_generate_forces_it() -> None:
     settings = {"forced_bos_token_id": 9, "decoder_start_token_id": 4}
     tiny = seq_to_seq("mbart", vocab_size=VOCAB, **settings)
