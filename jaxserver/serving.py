@@ -47,6 +47,7 @@ def serve(
         on_ready(server.url)
         while not told_to_stop.wait(CHECK_SECONDS):
             if not server.is_alive():
+                told_to_stop.wait(CHECK_SECONDS)  # whoever asks for its health hears it
                 raise EngineFailed("the engine died; the server ends")
     except EngineFailed as error:
         _leave_others(error)
