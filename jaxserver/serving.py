@@ -19,8 +19,10 @@ from jaxserver.server import JAXServer
 from jaxserver.wiring import compile_model, follow, load_model
 
 LOGGER = logging.getLogger("jaxserver")
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 0.25
 """How often the engine is looked after."""
+FAREWELL_SECONDS = 1.0
+"""How long a server whose engine died says so before it ends."""
 
 
 def serve(
@@ -47,7 +49,7 @@ def serve(
         on_ready(server.url)
         while not told_to_stop.wait(CHECK_SECONDS):
             if not server.is_alive():
-                told_to_stop.wait(CHECK_SECONDS)  # whoever asks for its health hears it
+                told_to_stop.wait(FAREWELL_SECONDS)
                 raise EngineFailed("the engine died; the server ends")
     except EngineFailed as error:
         _leave_others(error)

@@ -203,6 +203,8 @@ def start_engine(
         is_one = jax.process_count() == 1
         orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
         device = Device(compiled, model.params, engine, orders)
+        if not is_one:
+            device.connect()
         return EngineLoop(device, engine, on_events, time.monotonic)
 
     text.start(make_loop)

@@ -75,6 +75,8 @@ def build_steps(
     outs = (placed, replicated(mesh))
     weights = jax.tree.map(_abstract, params)
 
+    inputs = functools.partial(_inputs, shapes.rows, engine, replicated(mesh))
+
     def compile_init() -> Compiled:
         make = functools.partial(init_state, fns, engine.slots)
         return jax.jit(make, out_shardings=placed).lower().compile()
@@ -89,21 +91,6 @@ def build_steps(
         step = jax.jit(run, donate_argnums=1, out_shardings=outs)
         return step.lower(weights, state, *inputs("decode", rows)).compile()
 
-    def inputs(kind: Kind, size: int) -> tuple[Any, ...]:
-        everywhere = replicated(mesh)
-        if kind == "prefill":
-            rows = engine.prefill_rows
-            return (_chunk_shape(shapes.rows, (rows, size), everywhere),)
-        keep = jax.ShapeDtypeStruct((engine.slots,), jnp.bool_, sharding=everywhere)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        return (keep, count) if kind == "decode" else ()
-
-    def compile_share(num_bytes: int) -> Compiled:
-        shape = (mesh.size, num_bytes)
-        rows = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=one_row_a_device(mesh))
-        first = jax.jit(lambda rows: rows[0], out_shardings=replicated(mesh))
-        return first.lower(rows).compile()
-
     return Steps(
         init=compile_init,
         prefill={
@@ -115,7 +102,7 @@ def build_steps(
             for rows in engine.decode_ladder
         },
         inputs=inputs,
-        share=compile_share,
+        share=functools.partial(_compile_share, mesh),
     )
 
 
@@ -146,6 +133,27 @@ def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
         return encode_there(put(params), cache, rows, tokens, length)
 
     return fns._replace(extend=extend, encode=encode if encode_there else None)
+
+
+def _inputs(
+    rows: RowArrays,
+    engine: EngineConfig,
+    everywhere: NamedSharding,
+    kind: Kind,
+    size: int,
+) -> tuple[Any, ...]:
+    if kind == "prefill":
+        return (_chunk_shape(rows, (engine.prefill_rows, size), everywhere),)
+    keep = jax.ShapeDtypeStruct((engine.slots,), jnp.bool_, sharding=everywhere)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return (keep, count) if kind == "decode" else ()
+
+
+def _compile_share(mesh: Mesh, num_bytes: int) -> Compiled:
+    sharding, shape = one_row_a_device(mesh), (mesh.size, num_bytes)
+    rows = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+    first = jax.jit(lambda rows: rows[0], out_shardings=replicated(mesh))
+    return first.lower(rows).compile()
 
 
 def _on_mesh(

@@ -110,7 +110,6 @@ def test_two_processes_answer_as_one_and_leave_together(model: Path) -> None:
 def test_a_process_that_is_lost_ends_the_other(model: Path, is_busy: bool) -> None:
     with both(model) as processes:
         asking = threading.Thread(target=ask_on, args=(processes.client,), daemon=True)
-        answer(processes.client, PROMPTS[0])  # the first step connects the devices
         if is_busy:
             asking.start()
             assert eventually(lambda: slots_in_use(processes.client) > 0)

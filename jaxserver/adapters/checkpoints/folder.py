@@ -1,12 +1,14 @@
 """What the readers of folders have in common: JSON, shards, and words for errors."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxserver.ports.errors import BrokenCheckpoint
 
 CONFIG = "config.json"
+Place = TypeVar("Place")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,14 +44,43 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def not_in_shard(file: Path, index: str, name: str) -> BrokenCheckpoint:
-    """The error for a tensor that is not where an index says that it is."""
-    return broken(file, f"it to be here, as {index} says", "no such tensor", name)
+def of_shards(
+    index: Path, read: Callable[[Path], Mapping[str, Place]], parted_by: str = "."
+) -> dict[str, Place]:
+    """Every tensor that an index names, from the file that it says.
+
+    Args:
+        index: The file.
+        read: What is in one of the files beside it, by name, parts joined by dots.
+        parted_by: What joins the parts of a name in the index.
+
+    Raises:
+        BrokenCheckpoint: A tensor is not where the index says that it is.
+    """
+    weight_map = read_weight_map(index)
+    shards = {
+        file: read(index.parent / file) for file in sorted({*weight_map.values()})
+    }
+    places: dict[str, Place] = {}
+    for written, file in weight_map.items():
+        name = written.replace(parted_by, ".")
+        if name not in shards[file]:
+            expected = f"it to be here, as {index.name} says"
+            raise broken(index.parent / file, expected, "no such tensor", name)
+        places[name] = shards[file][name]
+    return places
 
 
-def not_there(folder: Path, count: int, name: str) -> BrokenCheckpoint:
-    """The error for a tensor that no file has."""
-    return broken(folder, f"it among the {count} tensors", "no such tensor", name)
+def place_of(places: Mapping[str, Place], name: str, folder: Path) -> Place:
+    """Where a tensor is.
+
+    Raises:
+        BrokenCheckpoint: No file has it.
+    """
+    if name not in places:
+        expected = f"it among the {len(places)} tensors"
+        raise broken(folder, expected, "no such tensor", name)
+    return places[name]
 
 
 def broken(

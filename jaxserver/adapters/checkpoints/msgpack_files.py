@@ -17,10 +17,9 @@ import numpy as np
 from jaxserver.adapters.checkpoints.folder import (
     CONFIG,
     broken,
-    not_in_shard,
-    not_there,
+    of_shards,
+    place_of,
     read_json,
-    read_weight_map,
     unreadable,
 )
 from jaxserver.adapters.checkpoints.msgpack_scan import Scanner, Span
@@ -60,7 +59,8 @@ def open_msgpack(folder: Path, file: Path | None = None) -> Checkpoint:
     Raises:
         BrokenCheckpoint: A file is missing, cut short, or not what another says it is.
     """
-    places = _of_index(folder) if file is None else _scan(file)
+    sharded = folder / INDEX
+    places = of_shards(sharded, _scan, "/") if file is None else _scan(file)
     while places and all(name.startswith(_ROOT) for name in places):
         places = {name.removeprefix(_ROOT): place for name, place in places.items()}
     return Checkpoint(
@@ -69,16 +69,6 @@ def open_msgpack(folder: Path, file: Path | None = None) -> Checkpoint:
         config=read_json(folder / CONFIG),
         tensors=MsgpackTensors(places, folder),
     )
-
-
-def _of_index(folder: Path) -> dict[str, _Stored]:
-    weight_map = read_weight_map(folder / INDEX)
-    shards = {file: _scan(folder / file) for file in sorted({*weight_map.values()})}
-    named = {name.replace("/", "."): file for name, file in weight_map.items()}
-    for name, file in named.items():
-        if name not in shards[file]:
-            raise not_in_shard(folder / file, INDEX, name)
-    return {name: shards[file][name] for name, file in named.items()}
 
 
 def _scan(path: Path) -> dict[str, _Stored]:
@@ -203,10 +193,10 @@ class MsgpackTensors:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._place(name).shape
+        return place_of(self._places, name, self._folder).shape
 
     def read(self, name: str) -> HostArray:
-        place = self._place(name)
+        place = place_of(self._places, name, self._folder)
         if place.dtype not in _FLOAT_TYPES:
             expected = f"one of the types {', '.join(_FLOAT_TYPES)}"
             raise broken(place.file, expected, place.dtype, name)
@@ -223,11 +213,6 @@ class MsgpackTensors:
             raise broken(place.file, f"{data.size} bytes", f"{filled}", name)
         values: HostArray = data.view(np.dtype(place.dtype)).reshape(place.shape)
         return values
-
-    def _place(self, name: str) -> _Stored:
-        if name not in self._places:
-            raise not_there(self._folder, len(self._places), name)
-        return self._places[name]
 
 
 def _fill(file: Any, target: Any) -> int:

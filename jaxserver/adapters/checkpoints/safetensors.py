@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from jaxserver.adapters.checkpoints.folder import (
     CONFIG,
     broken,
-    not_in_shard,
-    not_there,
+    of_shards,
+    place_of,
     read_json,
-    read_weight_map,
     unreadable,
 )
 from jaxserver.ports.tensors import Checkpoint, HostArray
@@ -32,7 +31,9 @@ def open_safetensors(folder: Path) -> Checkpoint:
     Raises:
         BrokenCheckpoint: A file is missing, cut short, or not what another says it is.
     """
-    places = _place_tensors(folder)
+    single = folder / SINGLE_FILE
+    is_whole = single.exists()
+    places = _read_shard(single) if is_whole else of_shards(folder / INDEX, _read_shard)
     is_flax = any(shard.is_flax for shard in places.values())
     return Checkpoint(
         path=str(folder),
@@ -70,16 +71,9 @@ class _Shard:
             raise unreadable(path, error) from error
 
 
-def _place_tensors(folder: Path) -> dict[str, _Shard]:
-    if (folder / SINGLE_FILE).exists():
-        shard = _Shard(folder / SINGLE_FILE)
-        return dict.fromkeys(sorted(shard.names), shard)
-    weight_map = read_weight_map(folder / INDEX)
-    shards = {file: _Shard(folder / file) for file in sorted({*weight_map.values()})}
-    for name, file in weight_map.items():
-        if name not in shards[file].names:
-            raise not_in_shard(folder / file, INDEX, name)
-    return {name: shards[file] for name, file in weight_map.items()}
+def _read_shard(path: Path) -> dict[str, _Shard]:
+    shard = _Shard(path)
+    return dict.fromkeys(sorted(shard.names), shard)
 
 
 class SafetensorsTensors:
@@ -93,11 +87,11 @@ class SafetensorsTensors:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with self._shard(name).opened() as file:
+        with place_of(self._places, name, self._folder).opened() as file:
             return tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str) -> HostArray:
-        shard = self._shard(name)
+        shard = place_of(self._places, name, self._folder)
         with shard.opened() as file:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _FLOAT_TYPES:
@@ -105,8 +99,3 @@ class SafetensorsTensors:
                 raise broken(shard.path, expected, dtype, name)
             values: HostArray = file.get_tensor(name)
         return values
-
-    def _shard(self, name: str) -> _Shard:
-        if name not in self._places:
-            raise not_there(self._folder, len(self._places), name)
-        return self._places[name]

@@ -10,10 +10,9 @@ import ml_dtypes
 from jaxserver.adapters.checkpoints.folder import (
     CONFIG,
     broken,
-    not_in_shard,
-    not_there,
+    of_shards,
+    place_of,
     read_json,
-    read_weight_map,
 )
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.tensors import Checkpoint, HostArray
@@ -53,18 +52,12 @@ def open_torch(folder: Path) -> Checkpoint:
         layout="huggingface",
         config=read_json(folder / CONFIG),
         tensors=TorchTensors(
-            _load(folder / SINGLE_FILE) if is_single else _of_index(folder), folder
+            _load(folder / SINGLE_FILE)
+            if is_single
+            else of_shards(folder / INDEX, _load),
+            folder,
         ),
     )
-
-
-def _of_index(folder: Path) -> dict[str, Any]:
-    weight_map = read_weight_map(folder / INDEX)
-    shards = {file: _load(folder / file) for file in sorted({*weight_map.values()})}
-    for name, file in weight_map.items():
-        if name not in shards[file]:
-            raise not_in_shard(folder / file, INDEX, name)
-    return {name: shards[file][name] for name, file in weight_map.items()}
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -96,12 +89,12 @@ class TorchTensors:
         return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensor(name).shape)
+        return tuple(place_of(self._tensors, name, self._folder).shape)
 
     def read(self, name: str) -> HostArray:
         import torch  # noqa: PLC0415  # there or not
 
-        tensor = self._tensor(name)
+        tensor = place_of(self._tensors, name, self._folder)
         if not tensor.is_floating_point():
             raise broken(self._folder, "a plain float type", str(tensor.dtype), name)
         if tensor.dtype == torch.bfloat16:
@@ -110,8 +103,3 @@ class TorchTensors:
             return rounded
         values: HostArray = tensor.numpy()
         return values
-
-    def _tensor(self, name: str) -> Any:
-        if name not in self._tensors:
-            raise not_there(self._folder, len(self._tensors), name)
-        return self._tensors[name]

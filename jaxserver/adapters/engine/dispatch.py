@@ -79,6 +79,17 @@ class Device:
         self.orders.give(order)
         self.follow(order)
 
+    def connect(self) -> None:
+        """Runs a prefill of nothing, so that the devices of all processes are joined.
+
+        The first collective of a kind would wait long for a process that is lost.
+        """
+        time = self._engine.prefill_lengths[0]
+        shapes = self._compiled.steps.inputs("prefill", time)
+        (chunk,) = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        nowhere = np.full_like(chunk.slots, self._engine.slots)
+        self._order(Order("prefill", time, (chunk._replace(slots=nowhere),)))
+
     def follow(self, order: Order) -> None:
         """Runs what another process has ordered; its outcome is that one's to read."""
         if order.kind == "init":

@@ -83,6 +83,7 @@ class Broadcast:
         self._steps = steps
         self._num_bytes = most_bytes(steps, engine)
         self._share = steps.share(self._num_bytes)
+        ((self._sharding,), _) = self._share.input_shardings
         client: Any = global_state.client
         client.wait_at_barrier("jaxserver", _MEETING_SECONDS * 1000)
         self.say_nothing()
@@ -127,9 +128,8 @@ class Broadcast:
         content = b"".join(np.asarray(part).tobytes() for part in (head, *leaves))
         row = np.zeros((1, self._num_bytes), np.uint8)
         row[0, : len(content)] = np.frombuffer(content, np.uint8)
-        ((sharding,), _) = self._share.input_shardings
-        shape = (sharding.num_devices, self._num_bytes)
-        rows = jax.make_array_from_callback(shape, sharding, lambda _: row)
+        shape = (self._sharding.num_devices, self._num_bytes)
+        rows = jax.make_array_from_callback(shape, self._sharding, lambda _: row)
         return np.asarray(self._share(rows)).tobytes()
 
 
