@@ -15,7 +15,7 @@ from jaxserver.core.params import param_specs
 from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import DTYPES, ServerConfig
-from jaxserver.ports.errors import UnsupportedModel
+from jaxserver.ports.errors import InvalidConfig, UnsupportedModel
 from jaxserver.ports.model import ModelFns, Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
@@ -121,13 +121,17 @@ def _native(
     def load(progress: Progress) -> Params:
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
 
-    fns = transformer_fns(known, min(config.max_length, known.max_len), mesh=mesh)
+    max_len = min(config.max_length, known.max_len)
+    fns = transformer_fns(known, max_len, config.page_size, mesh)
     return Backend(fns, specs, place, kept, load)
 
 
 def _flax(
     model: Any, config: ServerConfig, place: Place, dtype: str
 ) -> tuple[FlaxModel, Any]:
+    if config.page_size is not None:
+        allowed = "none: the cache of a Flax class has whole sequences"
+        raise InvalidConfig("page_size", str(config.page_size), allowed)
     flax = flax_model(model, config.max_length, dtype)
     specs = param_specs_of(flax.shapes, model.config.model_type)
     return flax, with_rules(specs, place.rules)

@@ -242,6 +242,9 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
         chunk=fns.chunk,
         encoder_lengths=fns.encoder_lengths,
         row_parts=row_parts,
+        tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
+        pages=config.num_pages,
+        prefix_cache=config.prefix_cache,
     )
 
 

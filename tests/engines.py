@@ -16,7 +16,7 @@ from jaxserver.adapters.engine.requests import Lengths, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Steps, build_steps
-from jaxserver.core.scheduler import DecodePlan, PrefillPlan
+from jaxserver.core.schedule import DecodePlan, PrefillPlan
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.model import Params
 from jaxserver.ports.telemetry import RequestRecord

@@ -82,6 +82,11 @@ class EngineConfig:
             step runs all slots.
         encoder_lengths: Padded lengths of an encoder's input, which is never cut up.
         block_seconds: Longest decode block while somebody waits or reads along.
+        tokens_per_page: None where a page is a whole row, and row i is page i.
+        pages: None for as many as all slots need for their longest sequences.
+        prefix_cache: Prompts that begin alike share what was made of the beginning.
+        ageing_seconds: A request that has waited so long is as urgent as one of the
+            next lower priority.
     """
 
     slots: int
@@ -92,11 +97,21 @@ class EngineConfig:
     encoder_lengths: tuple[int, ...] = ()
     block_seconds: float = 0.1
     row_parts: int = 1
+    tokens_per_page: int | None = None
+    pages: int | None = None
+    prefix_cache: bool = True
+    ageing_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         if self.slots % self.row_parts:
             got = f"{self.slots} on a mesh whose dp times fsdp is {self.row_parts}"
             raise InvalidConfig("slots", got, f"a multiple of {self.row_parts}")
+        if self.has_whole_rows and self.num_pages != self.slots:
+            allowed = "none, as long as there is no page_size"
+            raise InvalidConfig("num_pages", str(self.num_pages), allowed)
+        if self.num_pages < self.pages_per_row:
+            allowed = f"at least {self.pages_per_row}, for one sequence of max_length"
+            raise InvalidConfig("num_pages", str(self.num_pages), allowed)
         if self.chunk is not None:
             return
         if self.slots > MAX_CALL_TOKENS:
@@ -121,3 +136,32 @@ class EngineConfig:
             return (self.slots,)
         rungs = [rung for rung in (4, 8, 16, 32, 64, 128) if rung < self.slots]
         return (*rungs, self.slots)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """An encoder's work is not cut up, and so not shared."""
+        return self.prefix_cache and not self.encoder_lengths
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """A page is a whole row."""
+        return self.tokens_per_page is None
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page holds."""
+        return self.tokens_per_page or self.max_len
+
+    @property
+    def pages_per_row(self) -> int:
+        """Pages of a sequence of `max_len`."""
+        return self.pages_for(self.max_len)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the cache."""
+        return self.pages or self.slots * self.pages_per_row
+
+    def pages_for(self, length: int) -> int:
+        """How many pages hold so many tokens."""
+        return -(-min(length, self.max_len) // self.page_size)

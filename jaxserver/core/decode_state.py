@@ -45,7 +45,7 @@ class DecodeState(NamedTuple):
     rows: RowArrays
 
 
-def init_state(fns: ModelFns, slots: int) -> DecodeState:
+def init_state(fns: ModelFns, slots: int, num_pages: int) -> DecodeState:
     """Empty slots, with all the memory they will ever need."""
     zeros = jnp.zeros(slots, jnp.int32)
     floats = jnp.zeros(slots, jnp.float32)
@@ -72,7 +72,7 @@ def init_state(fns: ModelFns, slots: int) -> DecodeState:
         sampling=sampling,
     )
     return DecodeState(
-        cache=fns.init_cache(slots),
+        cache=fns.init_cache(num_pages),
         tokens=jnp.zeros((slots, fns.max_len), jnp.int32),
         lengths=zeros,
         active=nothing,

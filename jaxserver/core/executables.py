@@ -22,10 +22,17 @@ from jaxserver.core.sharding import (
     one_row_a_device,
     replicated,
 )
-from jaxserver.core.steps import PrefillChunk, decode, prefill
+from jaxserver.core.steps import (
+    Adoption,
+    Block,
+    PrefillChunk,
+    adopt,
+    decode,
+    prefill,
+)
 from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
 
-Kind = Literal["init", "prefill", "decode"]
+Kind = Literal["init", "adopt", "prefill", "decode"]
 """Of an executable."""
 
 
@@ -34,9 +41,10 @@ class Steps(NamedTuple):
 
     Attributes:
         init: Makes the empty state: `() -> state`.
+        adopt: Puts what is there already into a row: `(state, adoption) -> state`.
         prefill: By padded length: `(params, state, chunk) -> (state, outcome)`.
-        decode: By number of slots: `(params, state, keep, num_steps) -> (state,
-            outcome)`. Both consume the state that they are given.
+        decode: By number of slots: `(params, state, block) -> (state, outcome)`. All
+            three consume the state that they are given.
         inputs: By kind and size, the shapes of what one takes besides weights and
             state.
         share: By a number of bytes: `(uint8 [devices bytes]) -> uint8 [bytes]`, the
@@ -44,6 +52,7 @@ class Steps(NamedTuple):
     """
 
     init: Callable[[], Compiled]
+    adopt: Callable[[], Compiled]
     prefill: Mapping[int, Callable[[], Compiled]]
     decode: Mapping[int, Callable[[], Compiled]]
     inputs: Callable[[Kind, int], tuple[Any, ...]]
@@ -65,7 +74,8 @@ def build_steps(
         mesh: Where the state lies: rows over the batch axes.
     """
     fns = on_devices(fns, params, mesh)
-    shapes = jax.eval_shape(functools.partial(init_state, fns, engine.slots))
+    make = functools.partial(init_state, fns, engine.slots, engine.num_pages)
+    shapes = jax.eval_shape(make)
     state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
     cache = jax.tree.map(
         lambda leaf: _on_mesh(leaf, fns.cache_axes(leaf.shape), mesh), shapes.cache
@@ -78,8 +88,12 @@ def build_steps(
     inputs = functools.partial(_inputs, shapes.rows, engine, replicated(mesh))
 
     def compile_init() -> Compiled:
-        make = functools.partial(init_state, fns, engine.slots)
         return jax.jit(make, out_shardings=placed).lower().compile()
+
+    def compile_adopt() -> Compiled:
+        run = functools.partial(adopt, fns)
+        step = jax.jit(run, donate_argnums=0, out_shardings=placed)
+        return step.lower(state, *inputs("adopt", 0)).compile()
 
     def compile_prefill(time: int) -> Compiled:
         run = functools.partial(prefill, fns)
@@ -93,6 +107,7 @@ def build_steps(
 
     return Steps(
         init=compile_init,
+        adopt=compile_adopt,
         prefill={
             time: functools.partial(compile_prefill, time)
             for time in engine.prefill_lengths
@@ -142,11 +157,23 @@ def _inputs(
     kind: Kind,
     size: int,
 ) -> tuple[Any, ...]:
+    shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
     if kind == "prefill":
-        return (_chunk_shape(rows, (engine.prefill_rows, size), everywhere),)
-    keep = jax.ShapeDtypeStruct((engine.slots,), jnp.bool_, sharding=everywhere)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return (keep, count) if kind == "decode" else ()
+        return (_chunk_shape(rows, engine, size, everywhere),)
+    if kind == "adopt":
+        number = shape((), jnp.int32)
+        tokens = shape((engine.max_len,), jnp.int32)
+        return (Adoption(number, tokens, number, number, number),)
+    if kind == "init":
+        return ()
+    pages = shape((engine.slots, engine.pages_per_row), jnp.int32)
+    return (
+        Block(
+            keep=shape((engine.slots,), jnp.bool_),
+            num_steps=shape((), jnp.int32),
+            pages=None if engine.has_whole_rows else pages,
+        ),
+    )
 
 
 def _compile_share(mesh: Mesh, num_bytes: int) -> Compiled:
@@ -169,15 +196,15 @@ def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _chunk_shape(
-    rows: RowArrays, size: tuple[int, int], sharding: NamedSharding
+    rows: RowArrays, engine: EngineConfig, time: int, sharding: NamedSharding
 ) -> PrefillChunk:
-    num_rows, time = size
-
     def shape(kind: jnp.dtype | type, *rest: int) -> jax.ShapeDtypeStruct:
+        num_rows = engine.prefill_rows
         return jax.ShapeDtypeStruct((num_rows, *rest), kind, sharding=sharding)
 
     shapes: dict[str, Any] = dict(
         slots=shape(jnp.int32),
+        pages=shape(jnp.int32, engine.pages_per_row),
         tokens=shape(jnp.int32, time),
         start=shape(jnp.int32),
         length=shape(jnp.int32),

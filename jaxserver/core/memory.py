@@ -45,7 +45,7 @@ def plan_memory(
         max_length=engine.max_len,
         dtype=dtype,
         weights_bytes_per_device=_per_device(counts, parts, dtype),
-        cache_bytes_per_device=_cache_bytes(fns, engine.slots, mesh),
+        cache_bytes_per_device=_cache_bytes(fns, engine.num_pages, mesh),
         working_bytes_per_device=_widened_bytes(counts, parts, dtype),
         replicated=tuple(
             spec.path
@@ -80,9 +80,9 @@ def _widened_bytes(counts: Sequence[int], parts: Sequence[int], dtype: str) -> i
     return max(count // part for count, part in pairs) * _COMPUTED_BYTES
 
 
-def _cache_bytes(fns: ModelFns, slots: int, mesh: Mesh) -> int:
+def _cache_bytes(fns: ModelFns, num_pages: int, mesh: Mesh) -> int:
     leaves = jax.tree.leaves(
-        jax.eval_shape(functools.partial(fns.init_cache, num_pages=slots))
+        jax.eval_shape(functools.partial(fns.init_cache, num_pages=num_pages))
     )
     return sum(
         leaf.size

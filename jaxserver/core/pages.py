@@ -1,7 +1,8 @@
 """Who holds which page of the cache, as a value."""
 
+import collections
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,47 +15,40 @@ class PagePool:
     def empty(cls, num_pages: int) -> "PagePool":
         return cls(references=(0,) * num_pages)
 
-    @property
-    def num_free(self) -> int:
-        return self.references.count(0)
+    def free(self, below: int) -> list[int]:
+        """The free pages with a number less than `below`, lowest first."""
+        return [page for page, count in enumerate(self.references[:below]) if not count]
 
-    def take(self) -> "Taken":
-        """Gives out the lowest free page, with one reference.
-
-        Raises:
-            ValueError: There is none.
-        """
-        page = self.references.index(0)
-        return Taken(page, self._add(page, 1))
-
-    def share(self, page: int) -> "PagePool":
-        """Adds a reference to a page that has one.
+    def take(self, pages: Iterable[int]) -> "PagePool":
+        """Gives out free pages, with one reference each.
 
         Raises:
-            ValueError: The page is free.
+            ValueError: One of them is not free.
         """
-        if self.references[page] == 0:
-            raise ValueError(f"page {page} is free and cannot be shared")
-        return self._add(page, 1)
+        return self._add(pages, 1, held=False)
 
-    def release(self, page: int) -> "PagePool":
-        """Takes a reference back; the page is free after the last.
+    def share(self, pages: Iterable[int]) -> "PagePool":
+        """Adds a reference to pages that have one.
 
         Raises:
-            ValueError: The page is free already.
+            ValueError: One of them is free.
         """
-        if self.references[page] == 0:
-            raise ValueError(f"page {page} is free already")
-        return self._add(page, -1)
+        return self._add(pages, 1, held=True)
 
-    def _add(self, page: int, change: int) -> "PagePool":
-        count = self.references[page] + change
-        before, after = self.references[:page], self.references[page + 1 :]
-        return PagePool(references=(*before, count, *after))
+    def release(self, pages: Iterable[int]) -> "PagePool":
+        """Takes a reference back from each; a page is free after its last.
 
+        Raises:
+            ValueError: One of them is free already.
+        """
+        return self._add(pages, -1, held=True)
 
-class Taken(NamedTuple):
-    """A page, and the pool without it."""
-
-    page: int
-    pool: PagePool
+    def _add(self, pages: Iterable[int], change: int, *, held: bool) -> "PagePool":
+        references = list(self.references)
+        for page, times in collections.Counter(pages).items():
+            is_right = references[page] >= times if held else not references[page]
+            if not is_right or (not held and times > 1):
+                state = "has too few references" if held else "is not free"
+                raise ValueError(f"page {page} {state}")
+            references[page] += change * times
+        return PagePool(references=tuple(references))

@@ -7,99 +7,29 @@ With whole-row pages a slot is a page of the pool, and the row of the same numbe
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.pages import PagePool
+from jaxserver.core.page_cache import PageCache
+from jaxserver.core.schedule import (
+    Chunk,
+    DecodePlan,
+    Outcome,
+    Plan,
+    PrefillPlan,
+    QueuedRequest,
+    RunningRequest,
+    SchedulerState,
+    Seated,
+)
+from jaxserver.core.seating import admit, make_room, replaced, store
+
+MAX_ATTEMPTS = 2
+"""A request is not tried again after so many dispatches with it have failed."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedRequest:
-    """A request as far as the scheduler needs to know it.
-
-    Attributes:
-        streaming: Somebody reads along.
-    """
-
-    request_id: int
-    prompt_length: int
-    streaming: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RunningRequest:
-    """A request in its slot.
-
-    Attributes:
-        prefilled: Tokens of the prompt that have been dispatched.
-    """
-
-    request: QueuedRequest
-    slot: int
-    prefilled: int = 0
-
-    @property
-    def is_decoding(self) -> bool:
-        return self.prefilled == self.request.prompt_length
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerState:
-    """All requests that are not finished, in order of arrival.
-
-    Attributes:
-        step_seconds: How long a decode step took lately; 0 before the first.
-        decoded_last: The last dispatch was a decode block.
-    """
-
-    pool: PagePool
-    waiting: tuple[QueuedRequest, ...] = ()
-    running: tuple[RunningRequest, ...] = ()
-    step_seconds: float = 0.0
-    decoded_last: bool = True
-
-
-class Chunk(NamedTuple):
-    """The next piece of one prompt to prefill."""
-
-    request_id: int
-    slot: int
-    start: int
-    length: int
-    is_last: bool
-
-
-class PrefillPlan(NamedTuple):
-    """Chunks to run together, padded to `time` tokens."""
-
-    chunks: tuple[Chunk, ...]
-    time: int
-
-
-class DecodePlan(NamedTuple):
-    """A block of decode steps over the slots below `rows`.
-
-    Attributes:
-        requests: Which request is in which slot.
-    """
-
-    requests: Mapping[int, int]
-    rows: int
-    num_steps: int
-
-
-class Outcome(NamedTuple):
-    """What a dispatch did.
-
-    Attributes:
-        finished: Requests that ended.
-        steps: Decode steps run; 0 for a prefill.
-        seconds: How long it took.
-    """
-
-    finished: frozenset[int]
-    steps: int
-    seconds: float
+def empty(engine: EngineConfig) -> SchedulerState:
+    """Nobody has come, and every page is free."""
+    return SchedulerState(cache=PageCache.empty(engine.num_pages, engine.page_size))
 
 
 def submit(state: SchedulerState, request: QueuedRequest) -> SchedulerState:
@@ -107,108 +37,274 @@ def submit(state: SchedulerState, request: QueuedRequest) -> SchedulerState:
     return dataclasses.replace(state, waiting=(*state.waiting, request))
 
 
-def release(state: SchedulerState, request_ids: Iterable[int]) -> SchedulerState:
-    """Forgets requests that finished or are not wanted any more; frees their slots."""
-    gone = frozenset(request_ids)
-    pool = state.pool
+def release(
+    state: SchedulerState,
+    engine: EngineConfig,
+    request_ids: Iterable[int],
+    kept: Mapping[int, int] | None = None,
+) -> SchedulerState:
+    """Forgets requests that finished or are not wanted any more; frees their slots.
+
+    Args:
+        state: What there is.
+        engine: The sizes.
+        request_ids: Those to forget; unknown ones are no matter.
+        kept: How many tokens of an answer count, where those are not all of it.
+    """
+    gone, kept = frozenset(request_ids), kept or {}
+    cache = state.cache
     for running in state.running:
-        if running.request.request_id in gone:
-            pool = pool.release(running.slot)
-    return dataclasses.replace(
-        state,
-        pool=pool,
-        waiting=tuple(r for r in state.waiting if r.request_id not in gone),
-        running=tuple(r for r in state.running if r.request.request_id not in gone),
+        request_id = running.request.request_id
+        if request_id in gone:
+            cache = store(cache, engine, running, kept.get(request_id))
+            cache = cache.leave(running.pages)
+    return _without(dataclasses.replace(state, cache=cache), gone)
+
+
+def absorb(
+    state: SchedulerState, engine: EngineConfig, plan: Plan, outcome: Outcome
+) -> SchedulerState:
+    """Takes in what a dispatch did; requests released meanwhile are no matter."""
+    state = _read(state, plan, outcome)
+    if isinstance(plan, PrefillPlan):
+        state = _store_chunks(state, engine, plan, outcome)
+    state = _forget(state, outcome.unsound & outcome.finished)
+    state = release(state, engine, outcome.finished)
+    if isinstance(plan, PrefillPlan):
+        per_token = outcome.seconds / (plan.time * engine.prefill_rows)
+        mean = _moving_mean(state.token_seconds, per_token)
+        return dataclasses.replace(state, token_seconds=mean)
+    if not outcome.steps:
+        return state
+    mean = _moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
+    return dataclasses.replace(state, step_seconds=mean)
+
+
+def lose(
+    state: SchedulerState, engine: EngineConfig, failed: Iterable[int]
+) -> tuple[SchedulerState, tuple[int, ...]]:
+    """Begins anew after a dispatch that failed and took the cache with it.
+
+    Everybody who ran waits again, from the tokens that are known; where a token's bits
+    depend on how it was run, from the prompt.
+
+    Args:
+        state: What there was.
+        engine: The sizes.
+        failed: Requests that were in the dispatch.
+
+    Returns:
+        The state, and the requests that have been tried often enough.
+    """
+    failed = frozenset(failed)
+    anew = []
+    for request in state.requests:
+        tokens = request.tokens
+        if engine.chunk is not None:
+            tokens = tokens[: request.prompt_length]
+        anew.append(
+            dataclasses.replace(
+                request,
+                tokens=tokens,
+                num_drawn=request.num_drawn - (len(request.tokens) - len(tokens)),
+                unread=0,
+                ahead=0,
+                attempts=request.attempts + (request.request_id in failed),
+            )
+        )
+    anew.sort(key=lambda request: request.request_id)
+    over = tuple(r.request_id for r in anew if r.attempts >= MAX_ATTEMPTS)
+    waiting = tuple(r for r in anew if r.request_id not in over)
+    cache = empty(engine).cache
+    return dataclasses.replace(state, cache=cache, waiting=waiting, running=()), over
+
+
+def expired(state: SchedulerState, now: float) -> tuple[int, ...]:
+    """Requests whose deadline has passed."""
+    return tuple(
+        r.request_id
+        for r in state.requests
+        if r.deadline is not None and r.deadline <= now
     )
 
 
-def absorb(state: SchedulerState, outcome: Outcome) -> SchedulerState:
-    """Takes in what a dispatch did; requests released meanwhile are no matter."""
-    state = release(state, outcome.finished)
-    if outcome.steps == 0:
-        return state
-    step_seconds = outcome.seconds / outcome.steps
-    if state.step_seconds:
-        step_seconds = 0.5 * (state.step_seconds + step_seconds)
-    return dataclasses.replace(state, step_seconds=step_seconds)
-
-
 def plan(
-    state: SchedulerState, engine: EngineConfig
-) -> tuple[PrefillPlan | DecodePlan | None, SchedulerState]:
+    state: SchedulerState, engine: EngineConfig, now: float
+) -> tuple[Plan | None, SchedulerState]:
     """Admits who fits, then picks one dispatch; None when there is nothing to do.
 
     Prefill and decode take turns while both have work, so that neither a long prompt
     stops running answers nor the answers keep a prompt waiting.
     """
-    state = _admit(state)
-    prefill = _plan_prefill(state, engine)
-    decode = _plan_decode(state, engine)
-    if prefill is not None and (state.decoded_last or decode is None):
-        return prefill, _dispatched(state, prefill)
+    can_decode = any(r.is_decoding for r in state.running)
+    if state.decoded_last or not can_decode:
+        state = admit(state, engine, now)
+        prefill = _plan_prefill(state, engine)
+        if prefill is not None:
+            return prefill, _dispatched(state, prefill)
+    decode, state = _plan_decode(state, engine)
     if decode is not None:
-        return decode, dataclasses.replace(state, decoded_last=True)
+        return decode, _dispatched(state, decode)
     return None, state
-
-
-def _admit(state: SchedulerState) -> SchedulerState:
-    """First come, first served, each into the lowest free slot."""
-    pool, running = state.pool, list(state.running)
-    count = min(pool.num_free, len(state.waiting))
-    for request in state.waiting[:count]:
-        slot, pool = pool.take()
-        running.append(RunningRequest(request=request, slot=slot))
-    return dataclasses.replace(
-        state, pool=pool, running=tuple(running), waiting=state.waiting[count:]
-    )
 
 
 def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | None:
     unfinished = [r for r in state.running if not r.is_decoding]
     if not unfinished:
         return None
-    longest = engine.prefill_lengths[-1]
-    chunks = []
-    for running in unfinished[: engine.prefill_rows]:
-        left = running.request.prompt_length - running.prefilled
-        chunks.append(
-            Chunk(
-                request_id=running.request.request_id,
-                slot=running.slot,
-                start=running.prefilled,
-                length=min(left, longest),
-                is_last=left <= longest,
-            )
-        )
+    longest = _longest_chunk(state, engine)
+    chunks = tuple(_chunk(r, longest) for r in unfinished[: engine.prefill_rows])
     needed = max(chunk.length for chunk in chunks)
     time = next(length for length in engine.prefill_lengths if length >= needed)
-    return PrefillPlan(tuple(chunks), time)
+    return PrefillPlan(chunks, time)
 
 
-def _dispatched(state: SchedulerState, prefill: PrefillPlan) -> SchedulerState:
-    ends = {chunk.request_id: chunk.start + chunk.length for chunk in prefill.chunks}
-    running = tuple(
-        dataclasses.replace(r, prefilled=ends.get(r.request.request_id, r.prefilled))
-        for r in state.running
+def _chunk(running: RunningRequest, longest: int) -> Chunk:
+    tokens, start = running.request.tokens, running.prefilled
+    end = min(start + longest, running.wanted)
+    return Chunk(
+        request_id=running.request.request_id,
+        slot=running.slot,
+        start=start,
+        tokens=tokens[start:end],
+        is_last=end == running.wanted,
+        pages=running.pages,
+        seat=None if running.is_begun else Seated(tokens[:start], running.copy),
     )
-    return dataclasses.replace(state, running=running, decoded_last=False)
 
 
-def _plan_decode(state: SchedulerState, engine: EngineConfig) -> DecodePlan | None:
+def _longest_chunk(state: SchedulerState, engine: EngineConfig) -> int:
+    """As long as may be, but for answers that would stand still meanwhile."""
+    lengths = engine.prefill_lengths
+    streams = any(r.is_decoding and r.request.streaming for r in state.running)
+    if engine.chunk is not None or not streams or not state.token_seconds:
+        return lengths[-1]
+    most = engine.block_seconds / (state.token_seconds * engine.prefill_rows)
+    return max((length for length in lengths if length <= most), default=lengths[0])
+
+
+def _plan_decode(
+    state: SchedulerState, engine: EngineConfig
+) -> tuple[DecodePlan | None, SchedulerState]:
+    num_steps = _block(state, engine)
+    if not engine.has_whole_rows:
+        state = make_room(state, engine, num_steps)
     decoding = [r for r in state.running if r.is_decoding]
     if not decoding:
-        return None
+        return None, state
     highest = max(r.slot for r in decoding)
     rows = next(rung for rung in engine.decode_ladder if rung > highest)
+    requests = {r.slot: r.request.request_id for r in decoding}
+    pages = {r.slot: r.pages for r in decoding}
+    return DecodePlan(requests, rows, num_steps, pages), state
+
+
+def _block(state: SchedulerState, engine: EngineConfig) -> int:
+    """How many tokens to decode: few where somebody waits or reads along."""
+    decoding = [r for r in state.running if r.is_decoding]
     is_hurried = (
         bool(state.waiting)
         or len(decoding) < len(state.running)
         or any(r.request.streaming for r in decoding)
     )
-    num_steps = engine.max_stream_tokens
-    if is_hurried:
-        step_seconds = state.step_seconds or engine.block_seconds
-        fitting = math.floor(engine.block_seconds / step_seconds)
-        num_steps = max(1, min(num_steps, fitting))
-    requests = {r.slot: r.request.request_id for r in decoding}
-    return DecodePlan(requests, rows, num_steps)
+    if not is_hurried:
+        return engine.max_stream_tokens
+    step_seconds = state.step_seconds or engine.block_seconds
+    fitting = math.floor(engine.block_seconds / step_seconds)
+    return max(1, min(engine.max_stream_tokens, fitting))
+
+
+def _dispatched(state: SchedulerState, plan: Plan) -> SchedulerState:
+    """Counts what a dispatch will bring at most."""
+    ahead, ends = _ahead(plan), {}
+    if isinstance(plan, PrefillPlan):
+        ends = {c.request_id: c.start + c.length for c in plan.chunks}
+
+    def count(running: RunningRequest) -> RunningRequest:
+        request = running.request
+        request_id = request.request_id
+        if request_id not in ahead:
+            return running
+        more = dataclasses.replace(
+            request, unread=request.unread + 1, ahead=request.ahead + ahead[request_id]
+        )
+        end = ends.get(request_id, running.prefilled)
+        return dataclasses.replace(running, request=more, prefilled=end, is_begun=True)
+
+    return dataclasses.replace(
+        state,
+        running=tuple(count(r) for r in state.running),
+        decoded_last=isinstance(plan, DecodePlan),
+    )
+
+
+def _read(state: SchedulerState, plan: Plan, outcome: Outcome) -> SchedulerState:
+    """Takes in the tokens of a dispatch, wherever its requests are by now."""
+    ahead = _ahead(plan)
+
+    def read(request: QueuedRequest) -> QueuedRequest:
+        request_id = request.request_id
+        if request_id not in ahead:
+            return request
+        drawn = outcome.drawn.get(request_id, ())
+        return dataclasses.replace(
+            request,
+            tokens=(*request.tokens, *drawn),
+            num_drawn=request.num_drawn + len(drawn),
+            unread=request.unread - 1,
+            ahead=request.ahead - ahead[request_id],
+        )
+
+    running = tuple(
+        dataclasses.replace(r, request=read(r.request)) for r in state.running
+    )
+    waiting = tuple(read(request) for request in state.waiting)
+    return dataclasses.replace(state, running=running, waiting=waiting)
+
+
+def _ahead(plan: Plan) -> dict[int, int]:
+    """How many tokens a dispatch chooses for each request at most."""
+    if isinstance(plan, DecodePlan):
+        return dict.fromkeys(plan.request_ids, plan.num_steps)
+    return {chunk.request_id: int(chunk.is_last) for chunk in plan.chunks}
+
+
+def _store_chunks(
+    state: SchedulerState, engine: EngineConfig, plan: PrefillPlan, outcome: Outcome
+) -> SchedulerState:
+    """Others may take what a prefill is known to have written."""
+    chunks = {c.request_id: c for c in plan.chunks}
+    for running in state.running:
+        chunk = chunks.get(running.request.request_id)
+        if chunk is None or running.request.request_id in outcome.unsound:
+            continue
+        end = chunk.start + chunk.length
+        if (
+            chunk.pages == running.pages[: len(chunk.pages)]
+            and end <= running.prefilled
+        ):
+            read = dataclasses.replace(running, stored=max(running.stored, end))
+            cache = store(state.cache, engine, read)
+            state = replaced(dataclasses.replace(state, cache=cache), read)
+    return state
+
+
+def _forget(state: SchedulerState, unsound: frozenset[int]) -> SchedulerState:
+    """Lets nobody have what is no number."""
+    cache = state.cache
+    for running in state.running:
+        if running.request.request_id in unsound:
+            cache = cache.leave(running.pages, is_sound=False)
+    return _without(dataclasses.replace(state, cache=cache), unsound)
+
+
+def _without(state: SchedulerState, gone: frozenset[int]) -> SchedulerState:
+    return dataclasses.replace(
+        state,
+        waiting=tuple(r for r in state.waiting if r.request_id not in gone),
+        running=tuple(r for r in state.running if r.request.request_id not in gone),
+    )
+
+
+def _moving_mean(before: float, now: float) -> float:
+    return 0.5 * (before + now) if before else now

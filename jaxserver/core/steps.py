@@ -24,17 +24,36 @@ class PrefillChunk(NamedTuple):
 
     Attributes:
         slots: Where each row goes; one past the last for a row that is only padding.
+        pages: Those of each row, in order.
         length: Tokens that count.
         is_last: The chunk ends the prompt: the first token of the answer is chosen.
         rows: What the requests bring.
     """
 
     slots: Int[Array, " rows"]
+    pages: Int[Array, "rows pages"]
     tokens: Int[Array, "rows time"]
     start: Int[Array, " rows"]
     length: Int[Array, " rows"]
     is_last: Bool[Array, " rows"]
     rows: RowArrays
+
+
+class Adoption(NamedTuple):
+    """What a row holds before it is run for the first time.
+
+    Attributes:
+        tokens: Those that its pages hold; the rest is padding.
+        source: The page of which a part is copied.
+        target: The row's page that it is copied to.
+        length: How many tokens are copied.
+    """
+
+    slot: Int[Array, ""]
+    tokens: Int[Array, " max_len"]
+    source: Int[Array, ""]
+    target: Int[Array, ""]
+    length: Int[Array, ""]
 
 
 class Outcome(NamedTuple):
@@ -44,23 +63,33 @@ class Outcome(NamedTuple):
         tokens: The tokens chosen, in order; only the first `counts` are meant.
         counts: How many tokens each row chose.
         ends: RUNNING, STOP, LENGTH or UNSOUND.
+        sound: The logits read last were numbers.
         steps: How many steps were run.
     """
 
     tokens: Int[Array, "rows block"]
     counts: Int[Array, " rows"]
     ends: Int[Array, " rows"]
+    sound: Bool[Array, " rows"]
     steps: Int[Array, ""]
     logprobs: Float[Array, "rows block"]
     top_ids: Int[Array, "rows block top"]
     top_logprobs: Float[Array, "rows block top"]
 
 
+def adopt(fns: ModelFns, state: DecodeState, adoption: Adoption) -> DecodeState:
+    """Puts into a row what was made of the same tokens before."""
+    copies = (adoption.source, adoption.target, adoption.length)
+    cache = fns.copy_pages(state.cache, *(x[None] for x in copies))
+    tokens = state.tokens.at[adoption.slot].set(adoption.tokens)
+    return state._replace(cache=cache, tokens=tokens)
+
+
 def prefill(
     fns: ModelFns, params: Params, state: DecodeState, chunk: PrefillChunk
 ) -> tuple[DecodeState, Outcome]:
     """Runs one chunk of some prompts, and chooses the first token where one ends."""
-    num_slots, max_len = state.tokens.shape
+    max_len = state.tokens.shape[1]
     rows = chunk.tokens.shape[0]
     chex.assert_shape((chunk.slots, chunk.start, chunk.length), (rows,))
     cache = state.cache
@@ -74,7 +103,7 @@ def prefill(
             tokens=chunk.tokens,
             start=chunk.start,
             length=chunk.length,
-            page_table=jnp.minimum(chunk.slots, num_slots - 1)[:, None],
+            page_table=chunk.pages,
             logits_at=jnp.maximum(chunk.length - 1, 0)[:, None],
         ),
     )
@@ -103,7 +132,18 @@ def prefill(
     )
     counts = (chunk.is_last & (ends != UNSOUND)).astype(jnp.int32)
     block = jax.tree.map(lambda x: x[:, None], choice)
-    return new_state, _outcome(block, counts, ends, jnp.int32(1))
+    sound = jnp.isfinite(jnp.max(logits[:, 0], axis=-1))
+    outcome = Outcome(
+        tokens=block.token,
+        counts=counts,
+        ends=ends,
+        sound=sound,
+        steps=jnp.int32(1),
+        logprobs=block.logprob,
+        top_ids=block.top_ids,
+        top_logprobs=block.top_logprobs,
+    )
+    return new_state, outcome
 
 
 def _decoder_prompt(fns: ModelFns, chunk: PrefillChunk) -> PrefillChunk:
@@ -130,16 +170,18 @@ def _ends(
     return jnp.where(choice.is_sound, ends, UNSOUND).astype(jnp.int32)
 
 
-def _outcome(block: Choice, counts: Array, ends: Array, steps: Array) -> Outcome:
-    return Outcome(
-        tokens=block.token,
-        counts=counts,
-        ends=ends,
-        steps=steps,
-        logprobs=block.logprob,
-        top_ids=block.top_ids,
-        top_logprobs=block.top_logprobs,
-    )
+class Block(NamedTuple):
+    """A block of decode steps.
+
+    Attributes:
+        keep: Slots whose request is still wanted; the others become inactive.
+        num_steps: Traced, so that one executable serves every length of block.
+        pages: Those of each slot, in order; None where slot i has page i.
+    """
+
+    keep: Bool[Array, " slots"]
+    num_steps: Int[Array, ""]
+    pages: Int[Array, "slots pages"] | None
 
 
 class _Progress(NamedTuple):
@@ -154,8 +196,7 @@ def decode(
     sizes: tuple[int, int],
     params: Params,
     state: DecodeState,
-    keep: Bool[Array, " slots"],
-    num_steps: Int[Array, ""],
+    block: Block,
 ) -> tuple[DecodeState, Outcome]:
     """Runs up to `num_steps` decode steps, fewer when every row has ended.
 
@@ -164,38 +205,42 @@ def decode(
         sizes: How many slots, from the first on, and how many tokens at most.
         params: Its weights.
         state: The slots.
-        keep: Slots whose request is still wanted; the others become inactive.
-        num_steps: Traced, so that one executable serves every length of block.
+        block: What is asked for.
     """
-    rows, block = sizes
-    state = state._replace(active=state.active & keep)
+    rows, most = sizes
+    state = state._replace(active=state.active & block.keep)
     mine = jax.tree.map(lambda x: x[:rows], state.rows)
+    table = None if block.pages is None else block.pages[:rows]
     top = min(MAX_TOP_LOGPROBS, fns.vocab_size)
     nothing = Outcome(
-        tokens=jnp.zeros((rows, block), jnp.int32),
+        tokens=jnp.zeros((rows, most), jnp.int32),
         counts=jnp.zeros(rows, jnp.int32),
         ends=jnp.zeros(rows, jnp.int32),
+        sound=jnp.ones(rows, jnp.bool_),
         steps=jnp.int32(0),
-        logprobs=jnp.zeros((rows, block), jnp.float32),
-        top_ids=jnp.zeros((rows, block, top), jnp.int32),
-        top_logprobs=jnp.zeros((rows, block, top), jnp.float32),
+        logprobs=jnp.zeros((rows, most), jnp.float32),
+        top_ids=jnp.zeros((rows, most, top), jnp.int32),
+        top_logprobs=jnp.zeros((rows, most, top), jnp.float32),
     )
 
     def goes_on(progress: _Progress) -> Bool[Array, ""]:
-        is_wanted = progress.outcome.steps < jnp.minimum(num_steps, block)
+        is_wanted = progress.outcome.steps < jnp.minimum(block.num_steps, most)
         return is_wanted & jnp.any(progress.state.active[:rows])
 
     def step(progress: _Progress) -> _Progress:
-        return _decode_step(fns, params, mine, progress)
+        return _decode_step(fns, params, (mine, table), progress)
 
     done: _Progress = jax.lax.while_loop(goes_on, step, _Progress(state, nothing))
     return done.state, done.outcome
 
 
 def _decode_step(
-    fns: ModelFns, params: Params, mine: RowArrays, progress: _Progress
+    fns: ModelFns,
+    params: Params,
+    given: tuple[RowArrays, Int[Array, "rows pages"] | None],
+    progress: _Progress,
 ) -> _Progress:
-    state, outcome = progress
+    (mine, table), (state, outcome) = given, progress
     rows = outcome.counts.shape[0]
     max_len = state.tokens.shape[1]
     slots = jnp.arange(rows, dtype=jnp.int32)
@@ -209,7 +254,7 @@ def _decode_step(
             tokens=tokens[:, None],
             start=held,
             length=active.astype(jnp.int32),
-            page_table=None,
+            page_table=table,
             logits_at=jnp.zeros((rows, 1), jnp.int32),
         ),
     )
@@ -246,6 +291,7 @@ def _record(
         tokens=put(outcome.tokens, choice.token),
         counts=outcome.counts + is_chosen.astype(jnp.int32),
         ends=jnp.maximum(outcome.ends, ends),
+        sound=outcome.sound & (ends != UNSOUND),
         steps=outcome.steps + 1,
         logprobs=put(outcome.logprobs, choice.logprob),
         top_ids=put(outcome.top_ids, choice.top_ids),

@@ -71,6 +71,10 @@ def _is_mesh_shape(value: Any) -> bool:
     )
 
 
+def _is_page_size(value: Any) -> bool:
+    return _integer(16, 1024).fits(value) and value.bit_count() == 1
+
+
 _BOOLEAN = _Rule(lambda value: isinstance(value, bool), "true or false")
 _ANY_TEXT = _Rule(lambda value: isinstance(value, str), "text")
 
@@ -158,6 +162,27 @@ class ServerConfig:
     )
     max_queue: int = _key(
         256, _integer(0), "Requests that may wait for a slot before 429 is answered."
+    )
+    prefix_cache: bool = _key(
+        True, _BOOLEAN, "Prompts that begin alike share the work on their beginning."
+    )
+    page_size: int | None = _key(
+        None,
+        _or_none(_Rule(_is_page_size, "a power of 2 from 16 to 1024")),
+        "Tokens of a page of the cache; none: a page is a whole sequence, which is "
+        "fastest on a CPU.",
+    )
+    num_pages: int | None = _key(
+        None,
+        _or_none(_integer(1)),
+        "Pages of the cache; none: as many as all slots need for the longest "
+        "sequences. With fewer, requests may have to wait or begin again.",
+    )
+    max_queue_tokens: int | None = _key(
+        None,
+        _or_none(_integer(1)),
+        "Tokens that the prompts of waiting requests may have together before 429 is "
+        "answered; none: any number.",
     )
     quantize: str = _key(
         "auto",

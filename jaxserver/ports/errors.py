@@ -113,6 +113,15 @@ class NotReady(Unavailable):
     code = "not_ready"
 
 
+class DeadlineExceeded(JaxServerError):
+    """The answer was not finished in the time that the request allowed for it."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("the answer was not finished within deadline_seconds")
+
+
 class EngineFailed(JaxServerError):
     """The engine could not finish the request; it may be sent again."""
 

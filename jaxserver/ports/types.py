@@ -217,11 +217,13 @@ class Usage:
         completion_tokens: Tokens drawn so far, the end token included.
         prompt_tokens_dropped: Tokens of the prompt that truncation left out; they are
             not part of `prompt_tokens`.
+        cached_tokens: Tokens of the prompt that had been run for others before.
     """
 
     prompt_tokens: int
     completion_tokens: int
     prompt_tokens_dropped: int = 0
+    cached_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,141 +18,154 @@ from hypothesis.stateful import (
 )
 
 from jaxserver.core import scheduler
-from jaxserver.core.config import MAX_CALL_TOKENS, EngineConfig
-from jaxserver.core.pages import PagePool
-from jaxserver.core.scheduler import Chunk, DecodePlan, PrefillPlan, QueuedRequest
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.prefix_tree import ROOT
+from jaxserver.core.schedule import Outcome, Plan, QueuedRequest, SchedulerState
+from tests.simulated import VOCAB, Asked, SimulatedDevice
 
+STEP_SECONDS = 0.05
+TOKENS = st.integers(0, VOCAB - 1)
+MAX_LEN = 48
 
-@dataclasses.dataclass(kw_only=True)
-class Asked:
-    """A request, and how far the device has come with it."""
-
-    prompt_length: int
-    answer_length: int
-    held: int = 0
-    drawn: int = 0
-
-    @property
-    def is_active(self) -> bool:
-        return 0 < self.drawn < self.answer_length
+whole_rows = st.builds(
+    EngineConfig,
+    slots=st.sampled_from([1, 4, 5]),
+    max_len=st.just(MAX_LEN),
+    prefill_rows=st.sampled_from([1, 2, 3]),
+    max_stream_tokens=st.sampled_from([1, 8]),
+    chunk=st.sampled_from([None, None, 8]),
+    prefix_cache=st.booleans(),
+)
+few_pages = st.builds(
+    EngineConfig,
+    slots=st.sampled_from([1, 4, 5]),
+    max_len=st.just(MAX_LEN),
+    prefill_rows=st.sampled_from([1, 2]),
+    max_stream_tokens=st.sampled_from([1, 8]),
+    tokens_per_page=st.just(8),
+    pages=st.integers(MAX_LEN // 8, 20),
+    prefix_cache=st.booleans(),
+)
 
 
 class Ahead(RuleBasedStateMachine):
     """Requests come and go while one dispatch runs and another waits."""
 
-    @initialize(
-        slots=st.sampled_from([1, 4, 5]),
-        prefill_rows=st.sampled_from([1, 2, 3]),
-        block=st.sampled_from([1, 8]),
-    )
-    def begin(self, slots: int, prefill_rows: int, block: int) -> None:
-        self.engine = EngineConfig(
-            slots=slots,
-            max_len=1024,
-            prefill_rows=prefill_rows,
-            max_stream_tokens=block,
-        )
-        self.state = scheduler.SchedulerState(pool=PagePool.empty(slots))
+    @initialize(engine=whole_rows | few_pages)
+    def begin(self, engine: EngineConfig) -> None:
+        self.engine = engine
+        self.state = scheduler.empty(engine)
         self.asked: dict[int, Asked] = {}
+        self.got: dict[int, tuple[int, ...]] = {}
         self.open: set[int] = set()
-        self.device: dict[int, int] = {}
-        self.in_flight: collections.deque[scheduler.Outcome] = collections.deque()
+        self.admitted: list[int] = []
+        self.device = SimulatedDevice(engine, self.asked)
+        self.in_flight: collections.deque[tuple[Plan, Outcome]] = collections.deque()
 
-    @rule(
-        prompt=st.sampled_from([1, 32, 129, 300]),
-        answer=st.integers(1, 20),
-        streaming=st.booleans(),
-    )
-    def come(self, prompt: int, answer: int, streaming: bool) -> None:
-        request_id = len(self.asked)
-        self.asked[request_id] = Asked(prompt_length=prompt, answer_length=answer)
-        self.open.add(request_id)
-        queued = QueuedRequest(
-            request_id=request_id, prompt_length=prompt, streaming=streaming
-        )
-        self.state = scheduler.submit(self.state, queued)
+    def prompt(self, data: st.DataObject) -> tuple[int, ...]:
+        """Often one that begins as another one, or as one and its answer."""
+        rest = tuple(data.draw(st.lists(TOKENS, min_size=1, max_size=30)))
+        if self.asked and data.draw(st.booleans()):
+            before = self.asked[data.draw(st.sampled_from(sorted(self.asked)))].whole
+            rest = (*before[: data.draw(st.integers(0, len(before)))], *rest)
+        return rest[: MAX_LEN - 1]
+
+    @rule(data=st.data(), streaming=st.booleans(), times=st.integers(1, 3))
+    def come(self, data: st.DataObject, streaming: bool, times: int) -> None:
+        prompt = self.prompt(data)
+        for _ in range(times):
+            request_id = len(self.asked)
+            room = MAX_LEN - len(prompt)
+            size = data.draw(st.integers(1, min(20, room)))
+            answer = data.draw(st.lists(TOKENS, min_size=size, max_size=size))
+            self.asked[request_id] = Asked(prompt=prompt, answer=tuple(answer))
+            self.got[request_id] = ()
+            self.open.add(request_id)
+            queued = QueuedRequest(
+                request_id=request_id,
+                tokens=prompt,
+                limit=len(prompt) + size + data.draw(st.integers(0, room - size)),
+                streaming=streaming,
+            )
+            self.state = scheduler.submit(self.state, queued)
 
     @precondition(lambda self: bool(self.open))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.open)))
         self.open.remove(request_id)
-        self.state = scheduler.release(self.state, [request_id])
+        kept = {request_id: data.draw(st.integers(0, len(self.got[request_id])))}
+        self.state = scheduler.release(self.state, self.engine, [request_id], kept)
 
-    @rule(turns=st.integers(1, 4), seconds=st.floats(0.0009765625, 2, width=32))
+    @precondition(lambda self: bool(self.state.running))
+    @rule()
+    def fail(self) -> None:
+        """A dispatch takes the cache with it."""
+        failed = [i for plan, _ in self.in_flight for i in plan.request_ids]
+        self.in_flight.clear()
+        self.device.pages.clear()
+        self.state, given_up = scheduler.lose(self.state, self.engine, failed)
+        self.open -= set(given_up)
+        for request in self.state.requests:
+            self.got[request.request_id] = request.tokens[request.prompt_length :]
+
+    @rule(turns=st.integers(1, 6), seconds=st.floats(0.0009765625, 2, width=32))
     def run(self, turns: int, seconds: float) -> None:
         for _ in range(turns):
             self.turn(seconds)
 
-    def turn(self, seconds: float) -> None:
+    def turn(self, seconds: float) -> bool:
         """As the engine's loop: dispatch, then read all but the newest outcome."""
-        plan, self.state = scheduler.plan(self.state, self.engine)
+        plan, self.state = scheduler.plan(self.state, self.engine, 0.0)
         if plan is not None:
-            self.in_flight.append(self.dispatch(plan, seconds))
+            assert set(plan.request_ids) <= self.open
+            self.in_flight.append((plan, self.device.run(plan, seconds)))
         if len(self.in_flight) > 1 or (plan is None and self.in_flight):
-            outcome = self.in_flight.popleft()
-            finished = outcome.finished & self.open
-            self.open -= finished
-            outcome = outcome._replace(finished=finished)
-            self.state = scheduler.absorb(self.state, outcome)
+            self.read(*self.in_flight.popleft())
+        return plan is not None
 
-    def dispatch(
-        self, plan: PrefillPlan | DecodePlan, seconds: float
-    ) -> scheduler.Outcome:
-        if isinstance(plan, PrefillPlan):
-            assert self.engine.prefill_rows * plan.time <= MAX_CALL_TOKENS
-            ended = {c.request_id for c in plan.chunks if self.prefill(c)}
-            assert len({c.slot for c in plan.chunks}) == len(plan.chunks)
-            return scheduler.Outcome(frozenset(ended), 0, seconds)
-        drawn = {
-            request_id: self.decode(slot, request_id, plan.num_steps)
-            for slot, request_id in plan.requests.items()
-        }
-        ended = {i for i in drawn if not self.asked[i].is_active}
-        steps = max(drawn.values())
-        return scheduler.Outcome(frozenset(ended), steps, steps * seconds)
+    def read(self, plan: Plan, outcome: Outcome) -> None:
+        finished = outcome.finished & self.open
+        for request_id, tokens in outcome.drawn.items():
+            if request_id in self.open:
+                self.got[request_id] += tokens
+        for request_id in finished:
+            assert self.got[request_id] == self.asked[request_id].answer
+        self.open -= finished
+        outcome = outcome._replace(finished=finished)
+        self.state = scheduler.absorb(self.state, self.engine, plan, outcome)
 
-    def prefill(self, chunk: Chunk) -> bool:
-        """Whether the request ends with its first token."""
-        assert chunk.request_id in self.open
-        asked = self.asked[chunk.request_id]
-        if chunk.start == 0:
-            self.device[chunk.slot] = chunk.request_id
-        assert self.device[chunk.slot] == chunk.request_id
-        assert asked.held == chunk.start
-        asked.held += chunk.length
-        if chunk.is_last:
-            assert asked.held == asked.prompt_length
-            asked.drawn = 1
-        return chunk.is_last and not asked.is_active
-
-    def decode(self, slot: int, request_id: int, num_steps: int) -> int:
-        """How many tokens the block brings; none where it has ended meanwhile."""
-        assert request_id in self.open
-        assert self.device[slot] == request_id
-        asked = self.asked[request_id]
-        assert asked.drawn
-        count = min(num_steps, asked.answer_length - asked.drawn)
-        asked.drawn += count
-        return count
+    @invariant()
+    def who_is_not_finished_is_known(self) -> None:
+        known = [request.request_id for request in self.state.requests]
+        assert sorted(known) == sorted(self.open)
 
     @invariant()
     def a_running_request_has_a_slot_of_its_own(self) -> None:
         slots = [r.slot for r in self.state.running]
-        assert len({*slots}) == len(slots)
-        held = [i for i, count in enumerate(self.state.pool.references) if count]
-        assert sorted(slots) == held
+        assert len({*slots}) == len(slots) <= self.engine.slots
+
+    @invariant()
+    def every_reference_is_a_rows_or_the_trees(self) -> None:
+        check_references(self.state)
 
     def teardown(self) -> None:
         """Everybody is served whole, in a number of turns that the work explains."""
-        work = sum(
-            r.prompt_length // 85 + r.answer_length + 2 for r in self.asked.values()
-        )
-        for _ in range(2 * work + 4):
-            self.turn(0.05)
+        work = sum(len(r.whole) + 2 for r in self.asked.values())
+        for _ in range(4 * work + 8):
+            if not self.turn(STEP_SECONDS) and not self.in_flight:
+                break
         assert not self.open
         assert not self.in_flight
-        assert self.state.pool.num_free == self.engine.slots
+        assert not self.state.running
+        check_references(self.state)
+
+
+def check_references(state: SchedulerState) -> None:
+    counted = collections.Counter(page for r in state.running for page in r.pages)
+    counted.update(page for page in state.cache.tree.nodes if page != ROOT)
+    references = state.cache.pool.references
+    assert references == tuple(counted[page] for page in range(len(references)))
 
 
 TestAhead = Ahead.TestCase
@@ -160,3 +173,74 @@ TestAhead.settings = hypothesis.settings(
     max_examples=max(25, hypothesis.settings().max_examples // 2)
 )
 """An example is a story of fifty events."""
+
+
+def test_prompts_that_come_together_share_the_work_on_their_beginning() -> None:
+    engine = EngineConfig(slots=8, max_len=1024, prefill_rows=2)
+    asked = {i: Asked(prompt=(*range(600), 1000 + i), answer=(7, 8)) for i in range(4)}
+    state, run = scheduler.empty(engine), 0
+    for request_id, request in asked.items():
+        queued = QueuedRequest(
+            request_id=request_id,
+            tokens=request.prompt,
+            limit=700,
+            streaming=True,
+        )
+        state = scheduler.submit(state, queued)
+    device = SimulatedDevice(engine, asked)
+    while state.requests:
+        plan, state = scheduler.plan(state, engine, 0.0)
+        assert plan is not None
+        outcome = device.run(plan, 0.01)
+        run += sum(len(c.tokens) for c in getattr(plan, "chunks", ()))
+        state = scheduler.absorb(state, engine, plan, outcome)
+    assert run == 601 + 3
+
+
+def test_the_youngest_gives_up_its_pages_and_comes_back() -> None:
+    engine = EngineConfig(
+        slots=2, max_len=64, tokens_per_page=8, pages=8, max_stream_tokens=4
+    )
+    prompts = [tuple(range(i, i + 20)) for i in (0, 100)]
+    asked = {
+        i: Asked(prompt=p, answer=tuple(range(i, i + 40)))
+        for i, p in enumerate(prompts)
+    }
+    state = scheduler.empty(engine)
+    for request_id, request in asked.items():
+        queued = QueuedRequest(
+            request_id=request_id, tokens=request.prompt, limit=64, streaming=False
+        )
+        state = scheduler.submit(state, queued)
+    device, ended = SimulatedDevice(engine, asked), []
+    while state.requests:
+        plan, state = scheduler.plan(state, engine, 0.0)
+        assert plan is not None
+        outcome = device.run(plan, 0.01)
+        ended += sorted(outcome.finished)
+        state = scheduler.absorb(state, engine, plan, outcome)
+    assert ended == [0, 1]
+    assert state.num_preempted
+
+
+def test_waiting_makes_a_request_more_urgent() -> None:
+    engine = dataclasses.replace(EngineConfig(slots=1, max_len=64), ageing_seconds=5.0)
+
+    def admitted(now: float) -> int:
+        state = scheduler.empty(engine)
+        for request_id, (priority, came) in enumerate([(2, 0.0), (1, 9.0), (1, 9.0)]):
+            queued = QueuedRequest(
+                request_id=request_id,
+                tokens=(1, 2),
+                limit=9,
+                streaming=True,
+                priority=priority,
+                queued_seconds=came,
+            )
+            state = scheduler.submit(state, queued)
+        plan, _ = scheduler.plan(state, engine, now)
+        assert plan is not None
+        return plan.request_ids[0]
+
+    assert admitted(9.0) == 0
+    assert admitted(4.0) == 1

@@ -37,6 +37,7 @@ class Answer:
     is_cancelled: bool = False
     prompt_tokens: int = 0
     prompt_tokens_dropped: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     admitted_seconds: float | None = None
     first_token_seconds: float | None = None
@@ -132,6 +133,7 @@ class Answer:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             prompt_tokens_dropped=self.prompt_tokens_dropped,
+            cached_tokens=self.cached_tokens,
         )
 
     def record(self, now: float) -> RequestRecord:

@@ -44,6 +44,7 @@ class CompiledSteps:
         self.steps = steps
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
+            ("adopt", 0): steps.adopt,
             **{("prefill", time): build for time, build in steps.prefill.items()},
             **{("decode", rows): build for rows, build in steps.decode.items()},
         }
@@ -62,7 +63,7 @@ class CompiledSteps:
         _give_memory_back()
 
     def get(self, kind: str, size: int) -> Compiled:
-        """The executable of a kind, `init`, `prefill` or `decode`, and a size."""
+        """The executable of a kind and a size; see `core.executables.Kind`."""
         key = (kind, size)
         if key not in self._compiled:
             with self._locks[key]:

@@ -13,8 +13,9 @@ from jaxserver.adapters.engine.requests import Logprobs, TokenEvent, TokenReques
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
+from jaxserver.core.page_cache import PageCopy
 from jaxserver.core.sampling_arrays import sampling_row
-from jaxserver.core.scheduler import DecodePlan, PrefillPlan
+from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan, Seated
 from jaxserver.ports.errors import EngineFailed, JaxServerError
 from jaxserver.ports.model import Params
 from jaxserver.ports.types import FinishReason
@@ -27,14 +28,20 @@ class Dispatch:
     """A step that has been handed to the device.
 
     Attributes:
-        requests: Which request is in which row of the outcome.
+        plan: What was asked for.
         outcome: Arrays that may not be there yet.
     """
 
-    requests: Mapping[int, int]
+    plan: Plan
     outcome: steps.Outcome
-    is_decode: bool
     started_seconds: float
+
+    @property
+    def rows(self) -> Mapping[int, int]:
+        """Which request is in which row of the outcome."""
+        if isinstance(self.plan, DecodePlan):
+            return self.plan.requests
+        return dict(enumerate(self.plan.request_ids))
 
 
 class Arrival(NamedTuple):
@@ -42,10 +49,12 @@ class Arrival(NamedTuple):
 
     Attributes:
         events: What it brought the requests that are still wanted.
+        unsound: Requests whose logits were no numbers.
         steps: How many steps were run.
     """
 
     events: list[TokenEvent]
+    unsound: frozenset[int]
     steps: int
 
 
@@ -75,9 +84,7 @@ class Device:
 
     def reset(self) -> None:
         """Makes an empty state in place of one that a failed dispatch consumed."""
-        order = Order("init", 0)
-        self.orders.give(order)
-        self.follow(order)
+        self._give(Order("init", 0))
 
     def connect(self) -> None:
         """Runs a prefill of nothing, so that the devices of all processes are joined.
@@ -95,8 +102,14 @@ class Device:
         if order.kind == "init":
             del self._state  # there is no memory for two
             self._state = self._compiled.get("init", 0)()
+        elif order.kind == "adopt":
+            self._state = self._compiled.get("adopt", 0)(self._state, *order.inputs)
         else:
             self._run(order)
+
+    def _give(self, order: Order) -> None:
+        self.orders.give(order)
+        self.follow(order)
 
     def _order(self, order: Order) -> steps.Outcome:
         self.orders.give(order)
@@ -112,22 +125,50 @@ class Device:
         self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
     ) -> Dispatch:
         """Starts a prefill; its outcome's rows are the plan's chunks."""
-        chunk = prefill_chunk(plan, requests, self._engine)
-        outcome = self._order(Order("prefill", plan.time, (chunk,)))
-        rows = {row: c.request_id for row, c in enumerate(plan.chunks)}
-        return Dispatch(
-            requests=rows, outcome=outcome, is_decode=False, started_seconds=now
-        )
+        for chunk in plan.chunks:
+            if chunk.seat is not None and chunk.seat.held:
+                found = adoption(chunk, chunk.seat, self._engine)
+                self._give(Order("adopt", 0, (found,)))
+        inputs = prefill_chunk(plan, requests, self._engine)
+        outcome = self._order(Order("prefill", plan.time, (inputs,)))
+        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
 
     def decode(self, plan: DecodePlan, now: float) -> Dispatch:
         """Starts a decode block; its outcome's rows are slots."""
-        keep = np.zeros(self._engine.slots, np.bool_)
-        keep[list(plan.requests)] = True
-        count = np.int32(plan.num_steps)
-        outcome = self._order(Order("decode", plan.rows, (keep, count)))
-        return Dispatch(
-            requests=plan.requests, outcome=outcome, is_decode=True, started_seconds=now
-        )
+        block = decode_block(plan, self._engine)
+        outcome = self._order(Order("decode", plan.rows, (block,)))
+        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+
+
+def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption:
+    """What a row finds when its request gets a slot, as host arrays."""
+    tokens = np.zeros(engine.max_len, np.int32)
+    tokens[: len(seat.held)] = seat.held
+    page = chunk.pages[0]
+    copy = seat.copy or PageCopy(page, page, 0)
+    arrays: dict[str, Any] = dict(
+        slot=np.int32(chunk.slot),
+        tokens=tokens,
+        source=np.int32(copy.source),
+        target=np.int32(copy.target),
+        length=np.int32(copy.length),
+    )
+    return steps.Adoption(**arrays)
+
+
+def decode_block(plan: DecodePlan, engine: EngineConfig) -> steps.Block:
+    """The host arrays of a decode block."""
+    keep = np.zeros(engine.slots, np.bool_)
+    keep[list(plan.requests)] = True
+    pages = None
+    if not engine.has_whole_rows:
+        pages = np.zeros((engine.slots, engine.pages_per_row), np.int32)
+        for slot, held in plan.pages.items():
+            pages[slot, : len(held)] = held
+    arrays: dict[str, Any] = dict(
+        keep=keep, num_steps=np.int32(plan.num_steps), pages=pages
+    )
+    return steps.Block(**arrays)
 
 
 def prefill_chunk(
@@ -136,17 +177,23 @@ def prefill_chunk(
     """The host arrays of a prefill, padded in rows and in time."""
     count = engine.prefill_rows
     slots = np.full(count, engine.slots, np.int32)
+    pages = np.zeros((count, engine.pages_per_row), np.int32)
     tokens = np.zeros((count, plan.time), np.int32)
     start, length = np.zeros((2, count), np.int32)
     is_last = np.zeros(count, np.bool_)
     for row, part in enumerate(plan.chunks):
-        prompt = requests[part.request_id].prompt
-        tokens[row, : part.length] = prompt[part.start : part.start + part.length]
+        tokens[row, : part.length] = part.tokens
+        pages[row, : len(part.pages)] = part.pages
         slots[row], start[row] = part.slot, part.start
         length[row], is_last[row] = part.length, part.is_last
     rows = _stack([row_arrays(requests[c.request_id]) for c in plan.chunks], count)
     arrays: dict[str, Any] = dict(
-        slots=slots, tokens=tokens, start=start, length=length, is_last=is_last
+        slots=slots,
+        pages=pages,
+        tokens=tokens,
+        start=start,
+        length=length,
+        is_last=is_last,
     )
     return steps.PrefillChunk(**arrays, rows=rows)
 
@@ -175,11 +222,13 @@ def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     outcome = jax.device_get(dispatch.outcome)
     events = [
         _row_event(outcome, row, requests[request_id])
-        for row, request_id in dispatch.requests.items()
+        for row, request_id in dispatch.rows.items()
         if request_id in requests
         and (outcome.counts[row] or outcome.ends[row] != steps.RUNNING)
     ]
-    return Arrival(events, int(outcome.steps))
+    rows = dispatch.rows.items()
+    unsound = frozenset(i for row, i in rows if not outcome.sound[row])
+    return Arrival(events, unsound, int(outcome.steps))
 
 
 def _row_event(outcome: Any, row: int, request: TokenRequest) -> TokenEvent:

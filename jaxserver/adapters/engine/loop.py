@@ -13,8 +13,8 @@ from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
 from jaxserver.adapters.engine.requests import TokenEvent, TokenRequest
 from jaxserver.core import scheduler
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.pages import PagePool
-from jaxserver.ports.errors import EngineFailed
+from jaxserver.core.schedule import DecodePlan, Outcome, Plan, QueuedRequest
+from jaxserver.ports.errors import DeadlineExceeded, EngineFailed, JaxServerError
 from jaxserver.ports.types import FinishReason
 
 LOGGER = logging.getLogger("jaxserver")
@@ -26,7 +26,14 @@ class Submit(NamedTuple):
 
 
 class Cancel(NamedTuple):
+    """A request is not wanted any more.
+
+    Attributes:
+        kept: How many tokens of its answer count; None for all there are.
+    """
+
     request_id: int
+    kept: int | None
 
 
 class Stop(NamedTuple):
@@ -38,8 +45,16 @@ class LoopStats:
     """Counts that other threads may read at any time."""
 
     dispatches: int = 0
+    failed_dispatches: int = 0
+    unsound_rows: int = 0
     slots_in_use: int = 0
     queue_length: int = 0
+    queued_tokens: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
 
 
 class EngineLoop:
@@ -67,7 +82,8 @@ class EngineLoop:
         self._clock = clock
         self._commands: queue.SimpleQueue[Submit | Cancel | Stop] = queue.SimpleQueue()
         self._requests: dict[int, TokenRequest] = {}
-        self._state = scheduler.SchedulerState(pool=PagePool.empty(engine.slots))
+        self._num_sent: dict[int, int] = {}
+        self._state = scheduler.empty(engine)
         self._in_flight: collections.deque[Dispatch] = collections.deque()
         self._last_read_seconds = 0.0
         self._is_stopped = False
@@ -91,12 +107,16 @@ class EngineLoop:
                 return
         self._report_failure(request.request_id, "the engine does not run any more")
 
-    def cancel(self, request_id: int) -> None:
+    def cancel(self, request_id: int, kept: int | None = None) -> None:
         """Releases the request at the next plan; unknown ones are no matter.
 
         It takes no lock, so that a stream may call it while it is collected.
+
+        Args:
+            request_id: Which one.
+            kept: How many tokens of its answer count; None for all there are.
         """
-        self._commands.put(Cancel(request_id))
+        self._commands.put(Cancel(request_id, kept))
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         """Ends the thread; requests that are still open fail."""
@@ -116,21 +136,26 @@ class EngineLoop:
         finally:
             with self._submitting:
                 self._is_closed = True
-            self._fail(list(self._requests), reason)
+            self._fail(list(self._requests), lambda: EngineFailed(reason))
             self._refuse_commands(reason)
 
     def _turn(self) -> None:
         """Takes commands, keeps one dispatch ahead, reads the oldest outcome."""
         is_busy = self._state.waiting or self._state.running or self._in_flight
         self._take_commands(wait=not is_busy)
-        plan, self._state = scheduler.plan(self._state, self._engine)
+        now = self._clock()
+        for request_id in scheduler.expired(self._state, now):
+            self._fail([request_id], DeadlineExceeded)
+        plan, self._state = scheduler.plan(self._state, self._engine, now)
         try:
             if plan is not None:
                 self._in_flight.append(self._dispatch(plan))
             if len(self._in_flight) > 1 or (plan is None and self._in_flight):
-                self._read(self._in_flight.popleft())
+                self._read(self._in_flight[0])
+                self._in_flight.popleft()
         except Exception as error:  # whatever a dispatch raises
-            self._recover(error)
+            unread = [dispatch.plan for dispatch in self._in_flight]
+            self._recover(error, unread if plan is None else [*unread, plan])
 
     def _take_commands(self, *, wait: bool) -> None:
         """Applies what has come; where `wait`, until something has.
@@ -154,68 +179,102 @@ class EngineLoop:
         if isinstance(command, Stop):
             self._is_stopped = True
         elif isinstance(command, Cancel):
-            self._cancel(command.request_id)
+            self._cancel(command)
         else:
             request = command.request
             self._requests[request.request_id] = request
-            queued = scheduler.QueuedRequest(
+            queued = QueuedRequest(
                 request_id=request.request_id,
-                prompt_length=len(request.prompt),
+                tokens=request.prompt,
+                limit=request.limit,
                 streaming=request.streaming,
+                priority=request.priority,
+                queued_seconds=self._clock(),
+                deadline=request.deadline,
             )
             self._state = scheduler.submit(self._state, queued)
 
-    def _cancel(self, request_id: int) -> None:
-        if self._requests.pop(request_id, None) is None:
+    def _cancel(self, command: Cancel) -> None:
+        request_id, kept = command
+        if self._forget(request_id) is None:
             return
-        self._state = scheduler.release(self._state, [request_id])
+        counted = {} if kept is None else {request_id: kept}
+        state = self._state
+        self._state = scheduler.release(state, self._engine, [request_id], counted)
         end = FinishReason.CANCELLED
         self._on_events([TokenEvent(request_id=request_id, end=end)])
 
-    def _dispatch(self, plan: scheduler.PrefillPlan | scheduler.DecodePlan) -> Dispatch:
+    def _forget(self, request_id: int) -> TokenRequest | None:
+        self._num_sent.pop(request_id, None)
+        return self._requests.pop(request_id, None)
+
+    def _dispatch(self, plan: Plan) -> Dispatch:
         now = self._clock()
         self._count(dispatched=1)
-        if isinstance(plan, scheduler.DecodePlan):
+        if isinstance(plan, DecodePlan):
             return self._device.decode(plan, now)
-        begun = [c.request_id for c in plan.chunks if c.start == 0]
-        self._on_events([TokenEvent(request_id=i, is_admitted=True) for i in begun])
+        seated = {c.request_id: c.start for c in plan.chunks if c.seat is not None}
+        self._on_events(
+            [TokenEvent(request_id=i, admitted=held) for i, held in seated.items()]
+        )
         return self._device.prefill(plan, self._requests, now)
 
     def _read(self, dispatch: Dispatch) -> None:
-        events, num_steps = read(dispatch, self._requests)
+        arrival = read(dispatch, self._requests)
+        drawn = {event.request_id: event.token_ids for event in arrival.events}
+        num_drawn = {r.request_id: r.num_drawn for r in self._state.requests}
+        events = [self._new(e, num_drawn[e.request_id]) for e in arrival.events]
         now = self._clock()
         seconds = now - max(dispatch.started_seconds, self._last_read_seconds)
         self._last_read_seconds = now
         finished = frozenset(e.request_id for e in events if e.end is not None)
         for request_id in finished:
-            del self._requests[request_id]
-        outcome = scheduler.Outcome(
+            self._forget(request_id)
+        plan = dispatch.plan
+        outcome = Outcome(
+            drawn=drawn,
             finished=finished,
-            steps=num_steps if dispatch.is_decode else 0,
+            unsound=arrival.unsound,
+            steps=arrival.steps if isinstance(plan, DecodePlan) else 0,
             seconds=seconds,
         )
-        self._state = scheduler.absorb(self._state, outcome)
-        self._count()
+        self._state = scheduler.absorb(self._state, self._engine, plan, outcome)
+        self._count(unsound=len(arrival.unsound))
         if events:
             self._on_events(events)
 
-    def _recover(self, error: Exception) -> None:
+    def _new(self, event: TokenEvent, num_drawn: int) -> TokenEvent:
+        """What its reader has not got yet; an answer that began anew repeats itself."""
+        request_id = event.request_id
+        sent = self._num_sent.get(request_id, 0)
+        skipped = max(0, sent - num_drawn)
+        self._num_sent[request_id] = max(sent, num_drawn + len(event.token_ids))
+        return event.without(skipped) if skipped else event
+
+    def _recover(self, error: Exception, plans: Sequence[Plan]) -> None:
         """A dispatch that fails has consumed the cache: what ran in it is lost.
 
-        The requests hear of it last, when it is known whether the engine goes on.
+        Those who have to hear of it hear last, when it is known whether the engine goes
+        on.
         """
         LOGGER.error("a step has failed", exc_info=error)
+        self._count(failed=1)
+        failed = [request_id for plan in plans for request_id in plan.request_ids]
         self._in_flight.clear()
         self._device.reset()
-        running = [r.request.request_id for r in self._state.running]
-        self._fail(running, f"a step failed: {type(error).__name__}")
+        self._state, given_up = scheduler.lose(self._state, self._engine, failed)
+        reason = f"a step failed: {type(error).__name__}"
+        self._fail(given_up, lambda: EngineFailed(reason))
 
-    def _fail(self, request_ids: Sequence[int], reason: str) -> None:
-        self._state = scheduler.release(self._state, request_ids)
+    def _fail(
+        self, request_ids: Sequence[int], make: Callable[[], JaxServerError]
+    ) -> None:
+        """Each reader gets an error of its own, since raising one writes into it."""
+        self._state = scheduler.release(self._state, self._engine, request_ids)
         self._count()
         for request_id in request_ids:
-            if self._requests.pop(request_id, None) is not None:
-                self._report_failure(request_id, reason)
+            if self._forget(request_id) is not None:
+                self._on_events([TokenEvent(request_id=request_id, end=make())])
 
     def _refuse_commands(self, reason: str) -> None:
         while not self._commands.empty():
@@ -224,12 +283,20 @@ class EngineLoop:
                 self._report_failure(command.request.request_id, reason)
 
     def _report_failure(self, request_id: int, reason: str) -> None:
-        """Each reader gets an error of its own, since raising one writes into it."""
         self._on_events([TokenEvent(request_id=request_id, end=EngineFailed(reason))])
 
-    def _count(self, dispatched: int = 0) -> None:
+    def _count(self, *, dispatched: int = 0, failed: int = 0, unsound: int = 0) -> None:
+        state, before = self._state, self.stats
         self.stats = LoopStats(
-            dispatches=self.stats.dispatches + dispatched,
-            slots_in_use=len(self._state.running),
-            queue_length=len(self._state.waiting),
+            dispatches=before.dispatches + dispatched,
+            failed_dispatches=before.failed_dispatches + failed,
+            unsound_rows=before.unsound_rows + unsound,
+            slots_in_use=len(state.running),
+            queue_length=len(state.waiting),
+            queued_tokens=sum(len(request.tokens) for request in state.waiting),
+            prefix_hits=state.num_hits,
+            preemptions=state.num_preempted,
+            pages_total=self._engine.num_pages,
+            pages_used=state.cache.num_used,
+            pages_cached=state.cache.tree.num_pages,
         )

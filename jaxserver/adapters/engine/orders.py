@@ -14,7 +14,7 @@ from jax._src.distributed import global_state  # the barrier has no public name
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Kind, Steps
 
-KINDS: tuple[Kind, ...] = ("init", "prefill", "decode")
+KINDS: tuple[Kind, ...] = ("init", "adopt", "prefill", "decode")
 IDLE_SECONDS = 1.0
 """How often something is said where there is nothing to do."""
 NOTHING, STOP = len(KINDS), len(KINDS) + 1
@@ -139,6 +139,6 @@ def most_bytes(steps: Steps, engine: EngineConfig) -> int:
     blocks = [steps.inputs("decode", rows) for rows in engine.decode_ladder]
     longest: int = max(
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        for tree in (*chunks, *blocks)
+        for tree in (steps.inputs("adopt", 0), *chunks, *blocks)
     )
     return _HEAD + longest

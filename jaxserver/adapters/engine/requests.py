@@ -46,6 +46,8 @@ class TokenRequest:
         limit: Most tokens of prompt and answer together.
         end_ids: Tokens that end the answer.
         streaming: Somebody reads along.
+        priority: Lower is sooner.
+        deadline: By the engine's clock, when nobody wants the answer any more.
     """
 
     request_id: int
@@ -56,6 +58,8 @@ class TokenRequest:
     limit: int
     end_ids: frozenset[int]
     streaming: bool
+    priority: int = 0
+    deadline: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,14 @@ class Logprobs:
     top_ids: HostArray
     top: HostArray
 
+    def without(self, count: int) -> "Logprobs":
+        """All but those of the first tokens."""
+        return Logprobs(
+            chosen=self.chosen[count:],
+            top_ids=self.top_ids[count:],
+            top=self.top[count:],
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
@@ -73,10 +85,18 @@ class TokenEvent:
 
     Attributes:
         end: Why it is finished, or with what it failed; None while it goes on.
+        admitted: It has got a slot, and so many tokens of its prompt were there.
     """
 
     request_id: int
     token_ids: tuple[int, ...] = ()
     logprobs: Logprobs | None = None
     end: FinishReason | JaxServerError | None = None
-    is_admitted: bool = False
+    admitted: int | None = None
+
+    def without(self, count: int) -> "TokenEvent":
+        """All but its first tokens."""
+        rest = None if self.logprobs is None else self.logprobs.without(count)
+        return dataclasses.replace(
+            self, token_ids=self.token_ids[count:], logprobs=rest
+        )

@@ -221,14 +221,15 @@ class TextEngine:
         if answer is None:
             return None
         now = self._shell.clock()
-        if event.is_admitted:
-            answer.admitted_seconds = now
-            self._count(prompts=1)
+        if event.admitted is not None:
+            if answer.admitted_seconds is None:
+                answer.admitted_seconds, answer.cached_tokens = now, event.admitted
+                self._count(prompts=1)
             return None
         item = self._take_in(answer, event, now)
         if answer.outcome is not None:
             if event.end is None:
-                self.loop.cancel(event.request_id)
+                self.loop.cancel(event.request_id, answer.completion_tokens)
             self._finish(answer, now)
         return None if item is None else answer.channel.put(item)
 

@@ -73,10 +73,18 @@ def copy_rows(
     target: Int[Array, " copies"],
     length: Int[Array, " copies"],
 ) -> Cache:
-    """Copies whole rows; what lies behind `length` is never read."""
-    return jax.tree.map(
-        lambda leaf: leaf.at[target].set(leaf[source], mode="drop"), cache
-    )
+    """Copies whole rows; what lies behind `length` is not seen, but has to be numbers.
+
+    What lies before it is, or nobody would ask for it.
+    """
+
+    def copy(leaf: Array) -> Array:
+        rows = leaf[source]
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            rows = jnp.where(jnp.isfinite(rows), rows, 0)
+        return leaf.at[target].set(rows, mode="drop")
+
+    return jax.tree.map(copy, cache)
 
 
 def row_axes(shape: tuple[int, ...]) -> Axes:
