@@ -54,6 +54,7 @@ def compiled(engine: EngineConfig) -> CompiledSteps:
         shared = compiled(NARROW)
         steps = steps._replace(
             init=functools.partial(shared.get, "init", 0),
+            adopt=functools.partial(shared.get, "adopt", 0),
             prefill={
                 time: functools.partial(shared.get, "prefill", time)
                 for time in steps.prefill

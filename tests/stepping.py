@@ -13,7 +13,7 @@ from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
 from jaxserver.core.executables import Steps
 from jaxserver.core.sampling_arrays import sampling_row
-from jaxserver.core.steps import Outcome, PrefillChunk
+from jaxserver.core.steps import Block, Outcome, PrefillChunk
 from jaxserver.ports.model import Params
 from jaxserver.ports.types import SamplingParams
 
@@ -68,6 +68,7 @@ def chunk_of(parts: Sequence[Part], engine: EngineConfig, time: int) -> PrefillC
     arrays: dict[str, Any] = dict(
         tokens=np.full((count, time), 3, np.int32),
         slots=np.full(count, engine.slots, np.int32),
+        pages=np.zeros((count, 1), np.int32),
         start=np.zeros(count, np.int32),
         length=np.zeros(count, np.int32),
         is_last=np.zeros(count, np.bool_),
@@ -75,12 +76,19 @@ def chunk_of(parts: Sequence[Part], engine: EngineConfig, time: int) -> PrefillC
     for row, part in enumerate(parts):
         arrays["tokens"][row, : len(part.tokens)] = part.tokens
         arrays["slots"][row], arrays["start"][row] = part.slot, part.start
+        arrays["pages"][row] = part.slot
         arrays["length"][row] = len(part.tokens)
         arrays["is_last"][row] = part.is_last
     padded = [*parts, *[parts[0]] * (count - len(parts))]
     rows = [part.wish.rows() for part in padded]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     return PrefillChunk(**arrays, rows=stacked)
+
+
+def block_of(num_steps: int, keep: HostArray) -> Block:
+    """Over rows that are pages of the same number."""
+    arrays: dict[str, Any] = dict(keep=keep, num_steps=np.int32(num_steps), pages=None)
+    return Block(**arrays)
 
 
 class Stepper:
@@ -120,7 +128,8 @@ class Stepper:
         if keep is not None:
             flags[:] = np.isin(np.arange(self.engine.slots), keep)
         run = self.get("decode", rows)
-        self.state, outcome = run(self.params, self.state, flags, np.int32(num_steps))
+        block = block_of(num_steps, flags)
+        self.state, outcome = run(self.params, self.state, block)
         host: Outcome = jax.tree.map(np.asarray, outcome)
         return host
 

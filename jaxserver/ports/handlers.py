@@ -54,6 +54,8 @@ class InstructRequest:
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False
+    priority: int | None = 0
+    deadline_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class ChatRequest:
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False
+    priority: int | None = 0
+    deadline_seconds: float | None = None
 
 
 def sampling_fields(request: InstructRequest | ChatRequest) -> dict[str, Any]:

@@ -14,6 +14,8 @@ MAX_STOP_STRINGS = 16
 MAX_END_IDS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_PRIORITY = 1000
+MAX_DEADLINE_SECONDS = 86_400
 
 Role = Literal["system", "user", "assistant"]
 
@@ -184,13 +186,29 @@ class GenerationRequest:
             text token, its last tokens and, where it is `Rendered`, its system turn,
             instead of being refused.
         streaming: Somebody reads the chunks as they come, so they should come often.
-            It never changes an answer.
+        priority: Requests with a lower one get their slots sooner.
+        deadline_seconds: An answer that is not finished so long after it was asked for
+            is an error instead.
+
+    What says when an answer is made never changes it.
+
+    Raises:
+        InvalidRequest: A number is not one of those allowed.
     """
 
     prompt: str | tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     truncate: bool = False
     streaming: bool = True
+    priority: int = 0
+    deadline_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = -MAX_PRIORITY, MAX_PRIORITY
+        _check_number("priority", self.priority, low, high, integer=True)
+        if self.deadline_seconds is not None:
+            seconds, most = self.deadline_seconds, MAX_DEADLINE_SECONDS
+            _check_number("deadline_seconds", seconds, 0, most, integer=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,13 +235,14 @@ class Usage:
         completion_tokens: Tokens drawn so far, the end token included.
         prompt_tokens_dropped: Tokens of the prompt that truncation left out; they are
             not part of `prompt_tokens`.
-        cached_tokens: Tokens of the prompt that had been run for others before.
+        cached_tokens: Tokens of the prompt that had been run for others before; how an
+            answer was made is no part of it, so this is not compared.
     """
 
     prompt_tokens: int
     completion_tokens: int
     prompt_tokens_dropped: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = dataclasses.field(default=0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from jaxserver import JAXServer, SamplingParams
 from jaxserver.adapters.engine.dispatch import prefill_chunk
 from jaxserver.adapters.engine.requests import TokenRequest
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.scheduler import Chunk, PrefillPlan
+from jaxserver.core.schedule import Chunk, PrefillPlan
 from jaxserver.core.steps import Outcome
+from tests.stepping import block_of
 
 pytestmark = pytest.mark.model
 ANSWER = 6
@@ -78,14 +79,22 @@ class Runner:
             end_ids=frozenset(),
             streaming=False,
         )
-        part = Chunk(0, slot, start, length, last)
+        part = Chunk(
+            request_id=0,
+            slot=slot,
+            start=start,
+            tokens=tuple(tokens[start : start + length]),
+            is_last=last,
+            pages=(slot,),
+            seat=None,
+        )
         arrays = prefill_chunk(PrefillPlan((part,), time), {0: request}, self.engine)
         run = self.get("prefill", time)
         return self._run(run, arrays)
 
     def decode(self, rows: int, block: int) -> Outcome:
         keep = np.ones(self.engine.slots, np.bool_)
-        return self._run(self.get("decode", rows), keep, np.int32(block))
+        return self._run(self.get("decode", rows), block_of(block, keep))
 
     def _run(self, run: Compiled, *arguments: object) -> Outcome:
         outcome: Outcome

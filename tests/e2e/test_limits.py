@@ -11,7 +11,7 @@ import pytest
 
 from jaxserver import JAXServer
 from jaxserver.adapters.engine.dispatch import Dispatch
-from jaxserver.core.scheduler import DecodePlan, PrefillPlan
+from jaxserver.core.schedule import DecodePlan, PrefillPlan
 from tests.engines import Records
 from tests.waiting import eventually
 

@@ -8,8 +8,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from jaxserver.core import scheduler
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.pages import PagePool
-from jaxserver.core.scheduler import DecodePlan, Outcome, PrefillPlan, QueuedRequest
+from jaxserver.core.schedule import (
+    DecodePlan,
+    Outcome,
+    Plan,
+    PrefillPlan,
+    QueuedRequest,
+)
 
 SLOTS = 4
 STEP_SECONDS = 0.03
@@ -21,14 +26,14 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = scheduler.SchedulerState(pool=PagePool.empty(SLOTS))
+        self.state = scheduler.empty(ENGINE)
         self.left: dict[int, int] = {}
         self.prompts: dict[int, int] = {}
         self.prefilled: dict[int, int] = {}
         self.admitted: list[int] = []
         self.cancelled: set[int] = set()
         self.count = 0
-        self.last_plan: PrefillPlan | DecodePlan | None = None
+        self.last_plan: Plan | None = None
 
     @rule(
         prompt=st.sampled_from([1, 32, 33, 256, 257, 700]),
@@ -37,7 +42,10 @@ class Requests(RuleBasedStateMachine):
     )
     def come(self, prompt: int, answer: int, streaming: bool) -> None:
         request = QueuedRequest(
-            request_id=self.count, prompt_length=prompt, streaming=streaming
+            request_id=self.count,
+            tokens=(self.count,) * prompt,
+            limit=ENGINE.max_len,
+            streaming=streaming,
         )
         self.state = scheduler.submit(self.state, request)
         self.left[self.count] = answer
@@ -49,7 +57,7 @@ class Requests(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.left)))
-        self.state = scheduler.release(self.state, [request_id])
+        self.state = scheduler.release(self.state, ENGINE, [request_id])
         self.cancelled.add(request_id)
         del self.left[request_id]
         running = [r.request.request_id for r in self.state.running]
@@ -62,7 +70,7 @@ class Requests(RuleBasedStateMachine):
 
     def turn(self) -> None:
         had_both = self.has_both_kinds_of_work()
-        plan, self.state = scheduler.plan(self.state, ENGINE)
+        plan, self.state = scheduler.plan(self.state, ENGINE, 0.0)
         if plan is None:
             assert not self.left
             return
@@ -76,7 +84,7 @@ class Requests(RuleBasedStateMachine):
 
     def has_both_kinds_of_work(self) -> bool:
         kinds = {r.is_decoding for r in self.state.running}
-        may_enter = self.state.waiting and self.state.pool.num_free
+        may_enter = self.state.waiting and len(self.state.running) < SLOTS
         return True in kinds and (False in kinds or bool(may_enter))
 
     def prefill(self, plan: PrefillPlan) -> None:
@@ -92,8 +100,7 @@ class Requests(RuleBasedStateMachine):
             assert chunk.is_last == (end == self.prompts[chunk.request_id])
             if chunk.is_last:
                 finished |= self.draw(chunk.request_id, 1)
-        outcome = Outcome(frozenset(finished), 0, STEP_SECONDS)
-        self.state = scheduler.absorb(self.state, outcome)
+        self.absorb(plan, finished, 0, STEP_SECONDS)
 
     def decode(self, plan: DecodePlan) -> None:
         assert 1 <= plan.num_steps <= ENGINE.max_stream_tokens
@@ -110,8 +117,19 @@ class Requests(RuleBasedStateMachine):
         for request_id in plan.requests.values():
             finished |= self.draw(request_id, plan.num_steps)
         seconds = plan.num_steps * STEP_SECONDS
-        outcome = Outcome(frozenset(finished), plan.num_steps, seconds)
-        self.state = scheduler.absorb(self.state, outcome)
+        self.absorb(plan, finished, plan.num_steps, seconds)
+
+    def absorb(
+        self, plan: Plan, finished: set[int], steps: int, seconds: float
+    ) -> None:
+        outcome = Outcome(
+            drawn={},
+            finished=frozenset(finished),
+            unsound=frozenset(),
+            steps=steps,
+            seconds=seconds,
+        )
+        self.state = scheduler.absorb(self.state, ENGINE, plan, outcome)
 
     def draw(self, request_id: int, count: int) -> set[int]:
         self.left[request_id] -= count
@@ -124,7 +142,7 @@ class Requests(RuleBasedStateMachine):
     def every_slot_has_at_most_one_request(self) -> None:
         slots = [r.slot for r in self.state.running]
         assert len(slots) == len(set(slots))
-        assert self.state.pool.num_free == SLOTS - len(slots)
+        assert self.state.cache.num_used == len(slots)
 
     @invariant()
     def who_is_not_finished_is_known(self) -> None:
@@ -138,11 +156,11 @@ class Requests(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever came is finished in a number of turns that the work explains."""
-        chunks = sum(-(-self.prompts[i] // 256) for i in self.left)
+        chunks = sum(-(-self.prompts[i] // 32) for i in self.left)
         for _ in range(2 * (chunks + sum(self.left.values())) + 2):
             self.turn()
         assert not self.left
-        assert self.state.pool.num_free == SLOTS
+        assert self.state.cache.num_used == 0
 
 
 TestRequests = Requests.TestCase

@@ -65,7 +65,8 @@ class Ahead(RuleBasedStateMachine):
     def prompt(self, data: st.DataObject) -> tuple[int, ...]:
         """Often one that begins as another one, or as one and its answer."""
         rest = tuple(data.draw(st.lists(TOKENS, min_size=1, max_size=30)))
-        if self.asked and data.draw(st.booleans()):
+        begins_alike: bool = data.draw(st.booleans())
+        if self.asked and begins_alike:
             before = self.asked[data.draw(st.sampled_from(sorted(self.asked)))].whole
             rest = (*before[: data.draw(st.integers(0, len(before)))], *rest)
         return rest[: MAX_LEN - 1]

@@ -34,6 +34,7 @@ class Answer:
     channel: Channel
     tokenizer: Tokenizer
     queued_seconds: float
+    deadline: float | None = None
     is_cancelled: bool = False
     prompt_tokens: int = 0
     prompt_tokens_dropped: int = 0

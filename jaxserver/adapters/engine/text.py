@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from jaxserver.adapters.engine.answer import Answer
 from jaxserver.adapters.engine.loop import EngineLoop
+from jaxserver.adapters.engine.pace import Pace
 from jaxserver.adapters.engine.prompts import read_prompt
 from jaxserver.adapters.engine.requests import Lengths, TokenEvent, TokenRequest
 from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
@@ -32,7 +33,6 @@ from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import FinishReason, GenerationRequest, SamplingParams
 
 LOGGER = logging.getLogger("jaxserver")
-RETRY_SECONDS = 1
 STOP_SECONDS = 10.0
 
 
@@ -76,6 +76,7 @@ class TextEngine:
         self._lengths = lengths
         self._shell = shell
         self._loop: EngineLoop | None = None
+        self._pace = Pace()
         self._ids = itertools.count()
         self._answers: dict[int, Answer] = {}
         self._lock = threading.Lock()
@@ -115,27 +116,27 @@ class TextEngine:
         """Queues a request and returns at once; see `ports.generator`."""
         channel = Channel()
         request_id = next(self._ids)
-        seed = request.sampling.seed
+        seed, seconds = request.sampling.seed, request.deadline_seconds
+        now = self._shell.clock()
         answer = Answer(
             request_id=request_id,
             sampling=request.sampling,
             seed=self._shell.new_seed() if seed is None else seed,
             channel=channel,
             tokenizer=self._tokenizer,
-            queued_seconds=self._shell.clock(),
+            queued_seconds=now,
+            deadline=None if seconds is None else now + seconds,
         )
         if threading.get_ident() == self._encoding_thread:
             raise EngineFailed("what a prompt keeps when it is cut asks for an answer")
         with self._lock:
             if self._is_draining:
-                raise NotReady("the server is shutting down", RETRY_SECONDS)
+                raise NotReady("the server is shutting down", self._retry_seconds())
             if not self.is_alive():
                 raise EngineFailed("the engine does not run any more")
             if len(self._answers) >= self._max_open:
-                raise ServerFull(
-                    f"{self._max_open} requests are being served or waiting",
-                    RETRY_SECONDS,
-                )
+                open_now = f"{self._max_open} requests are being served or waiting"
+                raise ServerFull(open_now, self._retry_seconds())
             self._answers[request_id] = answer
             self._encoder.submit(self._encode, request, answer)
         return EngineStream(channel, functools.partial(self._cancel, answer))
@@ -178,6 +179,7 @@ class TextEngine:
             self._report(answer, FinishReason.CANCELLED)
             return
         prompt = read_prompt(request, self._tokenizer, self._config, self._lengths)
+        self._check_queue(len(prompt.ids))
         answer.prompt_tokens = len(prompt.ids)
         answer.prompt_tokens_dropped = prompt.dropped
         sampling = self._complete(request.sampling)
@@ -194,10 +196,26 @@ class TextEngine:
                 limit=min(held + wanted, self._lengths.max_len),
                 end_ids=eos | frozenset(sampling.stop_token_ids),
                 streaming=request.streaming,
+                priority=request.priority,
+                deadline=answer.deadline,
             )
         )
         if answer.is_cancelled:  # perhaps before the loop knew of it
             self.loop.cancel(answer.request_id)
+
+    def _check_queue(self, num_tokens: int) -> None:
+        """Refuses a prompt where those that wait are long enough already."""
+        most, waiting = self._config.max_queue_tokens, self._tokens_waiting()
+        if most is not None and waiting and waiting + num_tokens > most:
+            raise ServerFull(f"{waiting} tokens are waiting", self._retry_seconds())
+
+    def _tokens_waiting(self) -> int:
+        answers = tuple(self._answers.values())
+        return sum(a.prompt_tokens for a in answers if a.admitted_seconds is None)
+
+    def _retry_seconds(self) -> int:
+        """When what waits will have been served, as fast as things went lately."""
+        return self._pace.seconds_for(self._tokens_waiting(), self._shell.clock())
 
     def _complete(self, sampling: SamplingParams) -> SamplingParams:
         """Fills in what the request left to the server."""
@@ -245,6 +263,7 @@ class TextEngine:
 
     def _finish(self, answer: Answer, now: float) -> None:
         self._count(requests=1, tokens=answer.completion_tokens)
+        self._pace.note(now, answer.prompt_tokens + answer.completion_tokens)
         try:
             self._shell.telemetry.request_finished(answer.record(now))
         except Exception:

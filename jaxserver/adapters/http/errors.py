@@ -7,6 +7,7 @@ import pydantic
 from starlette.exceptions import HTTPException
 
 from jaxserver.ports.errors import (
+    DeadlineExceeded,
     EngineFailed,
     InvalidRequest,
     JaxServerError,
@@ -124,6 +125,8 @@ def _port_failure(error: JaxServerError, path: str) -> Failure:
                 message=str(error),
                 headers={"Retry-After": str(seconds)},
             )
+        case DeadlineExceeded():
+            return Failure(status=504, code=error.code, message=str(error))
         case EngineFailed():
             return Failure(status=500, code=error.code, message=str(error))
         case _:

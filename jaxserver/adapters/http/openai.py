@@ -38,7 +38,6 @@ from jaxserver.adapters.http.wire import json_response
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.prompt import PromptFormatter, Rendered
 from jaxserver.ports.status import ServerStatus
-from jaxserver.ports.types import GenerationRequest
 
 _NO_NAME = "jaxserver"
 _NO_MODEL = {404: "There is no such model."}
@@ -95,11 +94,8 @@ class OpenAIRoutes:
         head = self._head("chatcmpl", body)
         # In a thread, since a formatter may be the user's own and take its time.
         messages = body.conversation()
-        wanted = GenerationRequest(
-            prompt=await asyncio.to_thread(Rendered.by, self.formatter, messages),
-            sampling=body.sampling_params(),
-            streaming=bool(body.stream),
-        )
+        prompt = await asyncio.to_thread(Rendered.by, self.formatter, messages)
+        wanted = body.to_request(prompt)
         chunks = chunks_of(self.generator, wanted)
         if body.stream:
             return EventStream(chat_events(head, chunks))
@@ -111,11 +107,7 @@ class OpenAIRoutes:
         body = await self.read(request, CompletionBody)
         body.check()
         head = self._head("cmpl", body)
-        wanted = GenerationRequest(
-            prompt=body.prompt,
-            sampling=body.sampling_params(),
-            streaming=bool(body.stream),
-        )
+        wanted = body.to_request(body.prompt)
         chunks = chunks_of(self.generator, wanted)
         if body.stream:
             return EventStream(text_events(head, chunks))

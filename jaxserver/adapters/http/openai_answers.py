@@ -7,10 +7,17 @@ import pydantic
 FinishText = Literal["stop", "length"]
 
 
+class PromptTokens(pydantic.BaseModel):
+    """How many tokens of the prompt had been run for others before."""
+
+    cached_tokens: int
+
+
 class TokenUsage(pydantic.BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class TopToken(pydantic.BaseModel):

@@ -15,6 +15,7 @@ from jaxserver.adapters.http.openai_answers import (
     Completion,
     Delta,
     FinishText,
+    PromptTokens,
     TextChoice,
     TokenUsage,
 )
@@ -152,6 +153,7 @@ def _usage(usage: Usage) -> TokenUsage:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        prompt_tokens_details=PromptTokens(cached_tokens=usage.cached_tokens),
     )
 
 

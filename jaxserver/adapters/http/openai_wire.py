@@ -4,6 +4,7 @@ A field is applied, or a label that changes nothing, or taken only when it asks 
 nothing. Null is the same as leaving a field out.
 """
 
+import abc
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -16,8 +17,10 @@ from jaxserver.adapters.http.wire import (
     Nothing,
     One,
     Penalty,
+    Priority,
     Probability,
     RepetitionPenalty,
+    Seconds,
     Seed,
     Stop,
     Temperature,
@@ -30,6 +33,7 @@ from jaxserver.ports.types import (
     MAX_END_IDS,
     MAX_LOGIT_BIAS,
     MAX_TOP_LOGPROBS,
+    GenerationRequest,
     Message,
     Role,
     SamplingParams,
@@ -149,6 +153,8 @@ class OpenAIBody(WireModel):
     logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: Priority | None = None
+    deadline_seconds: Seconds | None = None
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -172,6 +178,20 @@ class OpenAIBody(WireModel):
         """
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "allowed only with stream: true")
+
+    @abc.abstractmethod
+    def sampling_params(self) -> SamplingParams:
+        """How tokens are to be chosen."""
+
+    def to_request(self, prompt: str | tuple[int, ...]) -> GenerationRequest:
+        """The request for a prompt that is written out."""
+        return GenerationRequest(
+            prompt=prompt,
+            sampling=self.sampling_params(),
+            streaming=bool(self.stream),
+            priority=self.priority or 0,
+            deadline_seconds=self.deadline_seconds,
+        )
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         given = {

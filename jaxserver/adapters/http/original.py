@@ -122,6 +122,8 @@ class OriginalRoutes:
             sampling=SamplingParams(**sampling_fields(body)),
             truncate=self.truncate_prompts,
             streaming=bool(body.stream),
+            priority=body.priority or 0,
+            deadline_seconds=body.deadline_seconds,
         )
         chunks = chunks_of(self.generator, wanted)
         if body.stream:

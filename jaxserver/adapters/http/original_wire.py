@@ -5,7 +5,9 @@ from typing import Literal
 import pydantic
 
 from jaxserver.adapters.http.wire import (
+    Priority,
     Probability,
+    Seconds,
     Seed,
     Stop,
     Temperature,
@@ -26,6 +28,8 @@ class _Sampling(WireModel):
     seed: Seed | None = None
     stop: Stop | None = None
     stream: bool | None = False
+    priority: Priority | None = 0
+    deadline_seconds: Seconds | None = None
 
 
 class InstructBody(_Sampling):

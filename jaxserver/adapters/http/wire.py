@@ -6,7 +6,12 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response
 
-from jaxserver.ports.types import MAX_SEED, MAX_STOP_STRINGS
+from jaxserver.ports.types import (
+    MAX_DEADLINE_SECONDS,
+    MAX_PRIORITY,
+    MAX_SEED,
+    MAX_STOP_STRINGS,
+)
 
 
 class WireModel(pydantic.BaseModel):
@@ -46,6 +51,8 @@ TopK = Annotated[int, Field(ge=0, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-100, le=100)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_DEADLINE_SECONDS)]
 # Said as `lt`, since the description writes bounds as floats: 2**64 is one.
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED + 1)]
 One = Annotated[int, Field(ge=1, le=1)]

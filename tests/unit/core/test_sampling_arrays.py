@@ -47,7 +47,7 @@ def test_as_many_biases_as_are_allowed_fit() -> None:
 
 
 def test_rows_are_like_those_of_the_state() -> None:
-    rows = jax.eval_shape(lambda: init_state(tiny_model().fns, 3)).rows.sampling
+    rows = jax.eval_shape(lambda: init_state(tiny_model().fns, 3, 3)).rows.sampling
     row = sampling_row(SamplingParams(), 0)
     three = jax.tree.map(lambda leaf: np.stack([leaf] * 3), row)
     chex.assert_trees_all_equal_shapes_and_dtypes(three, rows)

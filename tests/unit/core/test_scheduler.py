@@ -4,25 +4,59 @@ import pytest
 
 from jaxserver.core import scheduler
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.pages import PagePool
-from jaxserver.core.scheduler import (
+from jaxserver.core.schedule import (
     Chunk,
     DecodePlan,
     Outcome,
+    Plan,
     PrefillPlan,
     QueuedRequest,
     SchedulerState,
+    Seated,
 )
 
 ENGINE = EngineConfig(slots=5, max_len=1024, max_stream_tokens=32)
 NOTHING_ENDED: frozenset[int] = frozenset()
 
 
+def tokens_of(request_id: int, length: int) -> tuple[int, ...]:
+    return tuple(range(1000 * request_id, 1000 * request_id + length))
+
+
+def chunk_of(request_id: int, slot: int, span: tuple[int, int], length: int) -> Chunk:
+    start, end = span
+    return Chunk(
+        request_id=request_id,
+        slot=slot,
+        start=start,
+        tokens=tokens_of(request_id, length)[start:end],
+        is_last=end == length,
+        pages=(slot,),
+        seat=Seated((), None) if start == 0 else None,
+    )
+
+
+def outcome_of(
+    plan: Plan, *, finished: frozenset[int] = NOTHING_ENDED, seconds: float, steps: int
+) -> Outcome:
+    return Outcome(
+        drawn={},
+        finished=finished,
+        unsound=frozenset(),
+        steps=steps,
+        seconds=seconds,
+    )
+
+
 def state_of(*prompts: int, streaming: bool = False) -> SchedulerState:
-    state = SchedulerState(pool=PagePool.empty(ENGINE.slots))
-    for request_id, prompt in enumerate(prompts):
+    """Requests whose prompts begin with a token of their own."""
+    state = scheduler.empty(ENGINE)
+    for request_id, length in enumerate(prompts):
         queued = QueuedRequest(
-            request_id=request_id, prompt_length=prompt, streaming=streaming
+            request_id=request_id,
+            tokens=tokens_of(request_id, length),
+            limit=1024,
+            streaming=streaming,
         )
         state = scheduler.submit(state, queued)
     return state
@@ -30,14 +64,14 @@ def state_of(*prompts: int, streaming: bool = False) -> SchedulerState:
 
 def after(state: SchedulerState, plans: int) -> SchedulerState:
     for _ in range(plans):
-        _, state = scheduler.plan(state, ENGINE)
+        _, state = scheduler.plan(state, ENGINE, 0.0)
     return state
 
 
 def next_plan(
     state: SchedulerState, engine: EngineConfig = ENGINE
 ) -> PrefillPlan | DecodePlan | None:
-    return scheduler.plan(state, engine)[0]
+    return scheduler.plan(state, engine, 0.0)[0]
 
 
 def decode_plan(state: SchedulerState) -> DecodePlan:
@@ -51,14 +85,14 @@ def test_nothing_to_do_is_no_plan() -> None:
 
 
 def test_a_short_prompt_is_one_chunk_padded_to_the_least_length_that_holds_it() -> None:
-    chunk = Chunk(request_id=0, slot=0, start=0, length=33, is_last=True)
+    chunk = chunk_of(0, 0, (0, 33), 33)
     assert next_plan(state_of(33)) == PrefillPlan((chunk,), 128)
 
 
 def test_a_long_prompt_goes_in_chunks_of_the_longest_length() -> None:
-    plan, state = scheduler.plan(state_of(300), ENGINE)
-    assert plan == PrefillPlan((Chunk(0, 0, 0, 256, is_last=False),), 256)
-    assert next_plan(state) == PrefillPlan((Chunk(0, 0, 256, 44, is_last=True),), 128)
+    plan, state = scheduler.plan(state_of(300), ENGINE, 0.0)
+    assert plan == PrefillPlan((chunk_of(0, 0, (0, 256), 300),), 256)
+    assert next_plan(state) == PrefillPlan((chunk_of(0, 0, (256, 300), 300),), 128)
 
 
 def test_prompts_are_prefilled_together_in_order_of_arrival() -> None:
@@ -75,7 +109,7 @@ def test_prompts_are_prefilled_together_in_order_of_arrival() -> None:
 def test_prefill_and_decode_take_turns() -> None:
     state, kinds = state_of(5, 300, 5), []
     for _ in range(6):
-        plan, state = scheduler.plan(state, ENGINE)
+        plan, state = scheduler.plan(state, ENGINE, 0.0)
         kinds.append(type(plan))
     assert kinds == [PrefillPlan, DecodePlan] * 3
 
@@ -91,9 +125,11 @@ def test_a_block_runs_the_least_rows_that_hold_its_slots(
 
 
 def test_a_freed_slot_goes_to_who_waits_first() -> None:
-    state = after(state_of(*[5] * 7), 1)
-    state = scheduler.release(state, [2, 5])
-    _, state = scheduler.plan(state, ENGINE)
+    state = after(state_of(*[5] * 7), 9)
+    assert len(state.running) == 5
+    state = scheduler.release(state, ENGINE, [2, 5])
+    state = dataclasses.replace(state, decoded_last=True)
+    _, state = scheduler.plan(state, ENGINE, 0.0)
     assert {r.request.request_id: r.slot for r in state.running}[6] == 2
     assert not state.waiting
 
@@ -113,8 +149,11 @@ def test_a_hurried_block_takes_no_longer_than_it_may(
     step_seconds: float, num_steps: int
 ) -> None:
     state = after(state_of(5, streaming=True), 1)
-    outcome = Outcome(NOTHING_ENDED, 8, 8 * step_seconds)
-    assert decode_plan(scheduler.absorb(state, outcome)).num_steps == num_steps
+    plan, state = scheduler.plan(state, ENGINE, 0.0)
+    assert plan is not None
+    outcome = outcome_of(plan, steps=8, seconds=8 * step_seconds)
+    state = scheduler.absorb(state, ENGINE, plan, outcome)
+    assert decode_plan(state).num_steps == num_steps
 
 
 def test_a_block_is_hurried_while_a_prompt_is_unfinished_or_waits() -> None:
@@ -125,22 +164,52 @@ def test_a_block_is_hurried_while_a_prompt_is_unfinished_or_waits() -> None:
     assert decode_plan(full).num_steps == 1
 
 
-def test_step_times_are_smoothed_and_prefills_do_not_count() -> None:
-    state = state_of()
-    state = scheduler.absorb(state, Outcome(NOTHING_ENDED, 2, 0.5))
-    assert state.step_seconds == 0.25
-    state = scheduler.absorb(state, Outcome(NOTHING_ENDED, 4, 3.0))
-    assert state.step_seconds == 0.5
-    assert scheduler.absorb(state, Outcome(NOTHING_ENDED, 0, 9.0)) == state
+def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
+    decode = DecodePlan({}, 4, 8, {})
+    state = scheduler.empty(ENGINE)
+    for steps, seconds, mean in [(2, 0.5, 0.25), (4, 3.0, 0.5)]:
+        outcome = outcome_of(decode, steps=steps, seconds=seconds)
+        state = scheduler.absorb(state, ENGINE, decode, outcome)
+        assert state.step_seconds == mean
+    prefill = PrefillPlan((), 128)
+    state = scheduler.absorb(
+        state, ENGINE, prefill, outcome_of(prefill, steps=0, seconds=6.4)
+    )
+    assert (state.step_seconds, state.token_seconds) == (0.5, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("token_seconds", "length"), [(0.0001, 256), (0.0005, 128), (0.004, 32)]
+)
+def test_a_chunk_takes_no_longer_than_a_block_while_somebody_reads_along(
+    token_seconds: float, length: int
+) -> None:
+    state = after(state_of(5, 700, streaming=True), 2)
+    state = dataclasses.replace(state, token_seconds=token_seconds)
+    plan = next_plan(state)
+    assert isinstance(plan, PrefillPlan)
+    assert plan.time == length
 
 
 def test_finished_requests_free_their_slots() -> None:
-    state = after(state_of(5, 5), 1)
-    state = scheduler.absorb(state, Outcome(frozenset({0}), 0, 0.1))
-    assert state.pool.num_free == ENGINE.slots - 1
-    assert [r.request.request_id for r in state.running] == [1]
+    plan, state = scheduler.plan(state_of(5, 5), ENGINE, 0.0)
+    assert plan is not None
+    outcome = outcome_of(plan, finished=frozenset({0}), steps=0, seconds=0.1)
+    state = scheduler.absorb(state, ENGINE, plan, outcome)
+    assert not state.running
+    assert state.cache.num_used == 0
+    assert state.cache.tree.match(tokens_of(0, 5)).length == 5
 
 
 def test_releasing_who_is_gone_changes_nothing() -> None:
     state = after(state_of(5), 1)
-    assert scheduler.release(state, [7]) == state
+    assert scheduler.release(state, ENGINE, [7]) == state
+
+
+def test_requests_whose_time_is_up_are_told() -> None:
+    state = state_of(5, 5)
+    first, second = state.waiting
+    late = dataclasses.replace(first, deadline=2.0)
+    state = dataclasses.replace(state, waiting=(late, second))
+    assert scheduler.expired(state, 1.9) == ()
+    assert scheduler.expired(state, 2.0) == (0,)

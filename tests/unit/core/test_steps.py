@@ -17,7 +17,7 @@ from jaxserver.core.sharding import make_mesh
 from jaxserver.core.steps import LENGTH, RUNNING, STOP, UNSOUND
 from jaxserver.ports.types import SamplingParams
 from tests.counting_model import POISON, answer_of, counting_model
-from tests.stepping import Part, Stepper, Wish, chunk_of, drawn
+from tests.stepping import Part, Stepper, Wish, block_of, chunk_of, drawn
 
 MAX_LEN, BLOCK = 64, 8
 ENGINE = EngineConfig(slots=6, prefill_rows=2, max_len=MAX_LEN, max_stream_tokens=BLOCK)
@@ -211,7 +211,7 @@ def test_logprobs_are_reported_to_who_asked(stepper: Stepper) -> None:
 
 
 def test_the_state_comes_out_as_it_went_in_and_is_consumed(stepper: Stepper) -> None:
-    empty: Any = jax.eval_shape(lambda: init_state(FNS, ENGINE.slots))
+    empty: Any = jax.eval_shape(lambda: init_state(FNS, ENGINE.slots, ENGINE.slots))
     chex.assert_trees_all_equal_shapes_and_dtypes(stepper.state, empty)
     first = stepper.state
     stepper.prefill(Part(wish=Wish(prompt=PROMPT), slot=0))
@@ -241,17 +241,18 @@ def test_one_trace_serves_every_mix_of_requests_and_length_of_block() -> None:
 
     run_prefill = jax.jit(chex.assert_max_traces(prefill, n=1))
     run_decode = jax.jit(chex.assert_max_traces(decode, n=1))
-    state: Any = init_state(FNS, ENGINE.slots)
+    state: Any = init_state(FNS, ENGINE.slots, ENGINE.slots)
     for slot, wish in enumerate(WISHES):
         chunk = chunk_of([Part(wish=wish, slot=slot)], ENGINE, 32)
         state, _ = run_prefill(PARAMS, state, chunk)
         keep = np.arange(ENGINE.slots) != slot - 1
-        state, outcome = run_decode(PARAMS, state, keep, np.int32(slot + 1))
+        block = block_of(slot + 1, keep)
+        state, outcome = run_decode(PARAMS, state, block)
         assert outcome.counts[slot] > 0
 
 
 def test_choosing_sorts_no_vocabulary() -> None:
-    rows: Any = jax.eval_shape(lambda: init_state(FNS, 4))
+    rows: Any = jax.eval_shape(lambda: init_state(FNS, 4, 4))
     logits = jax.ShapeDtypeStruct((4, 49_152), jnp.float32)
     history = (rows.tokens, rows.rows.prompt_length, rows.lengths)
     chosen = jax.jit(

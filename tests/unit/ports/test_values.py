@@ -110,6 +110,8 @@ def test_the_original_s_requests_need_a_prompt_alone() -> None:
         "seed": None,
         "stop": None,
         "stream": False,
+        "priority": 0,
+        "deadline_seconds": None,
     }
     instruct, chat = InstructRequest(prompt="hi"), ChatRequest(prompt="hi")
     assert dataclasses.asdict(instruct) == {"prompt": "hi", **silent}

@@ -158,9 +158,9 @@ def test_a_stop_string_frees_the_slot_within_two_dispatches(
     with engines.gated() as (engine, gate):
         cancel, before = engine.loop.cancel, list[int]()
 
-        def cancel_and_go_on(request_id: int) -> None:
+        def cancel_and_go_on(request_id: int, kept: int) -> None:
             before.append(engine.loop.stats.dispatches)
-            cancel(request_id)
+            cancel(request_id, kept)
             gate.open()
 
         monkeypatch.setattr(engine.loop, "cancel", cancel_and_go_on)

@@ -28,6 +28,7 @@ class Builds:
     def steps(self) -> Steps:
         return Steps(
             init=self._build("init", 0),
+            adopt=self._build("adopt", 0),
             prefill={time: self._build("prefill", time) for time in (32, 128)},
             decode={rows: self._build("decode", rows) for rows in (4, 8)},
             inputs=lambda kind, size: (),
@@ -51,8 +52,8 @@ def test_everything_is_compiled_once_and_reported() -> None:
     compiled.compile_all(lambda *progress: heard.append(progress))
     compiled.compile_all(lambda *progress: heard.append(progress))
 
-    assert len(builds.done) == len(set(builds.done)) == 5
-    assert heard == [("compile", count, 5) for count in range(1, 6)]
+    assert len(builds.done) == len(set(builds.done)) == 6
+    assert heard == [("compile", count, 6) for count in range(1, 7)]
 
 
 def test_what_is_asked_for_early_is_not_compiled_again() -> None:
@@ -147,6 +148,7 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
     lazy = CompiledSteps(
         Steps(
             init=build("init", 0),
+            adopt=build("adopt", 0),
             prefill={32: build("prefill", 32)},
             decode={4: build("decode", 4)},
             inputs=shared.steps.inputs,
@@ -160,5 +162,5 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
         assert asked == [("init", 0)]
         answers = [list(engine.generate(request))[-1] for _ in range(2)]
 
-    assert asked == [("init", 0), ("prefill", 32), ("decode", 4)]
+    assert asked == [("init", 0), ("prefill", 32), ("decode", 4), ("adopt", 0)]
     assert [answer.usage for answer in answers] == [expected.usage] * 2

@@ -3,7 +3,7 @@ import pytest
 
 from jaxserver.adapters.engine.dispatch import Dispatch, prefill_chunk, row_arrays
 from jaxserver.adapters.engine.requests import TokenRequest
-from jaxserver.core import scheduler
+from jaxserver.core.schedule import Chunk, DecodePlan, PrefillPlan
 from jaxserver.ports.types import SamplingParams
 from tests import engines
 from tests.unit.adapters.engine.answers import LONG
@@ -22,12 +22,25 @@ def token_request(request_id: int, prompt: tuple[int, ...]) -> TokenRequest:
     )
 
 
+def chunk_of(request: TokenRequest, slot: int, span: tuple[int, int]) -> Chunk:
+    start, end = span
+    return Chunk(
+        request_id=request.request_id,
+        slot=slot,
+        start=start,
+        tokens=request.prompt[start:end],
+        is_last=end == len(request.prompt),
+        pages=(slot,),
+        seat=None,
+    )
+
+
 def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
     requests = {i: token_request(i, tuple(range(i, i + 40))) for i in (1, 2)}
-    plan = scheduler.PrefillPlan(
+    plan = PrefillPlan(
         chunks=(
-            scheduler.Chunk(request_id=1, slot=3, start=32, length=8, is_last=True),
-            scheduler.Chunk(request_id=2, slot=0, start=0, length=32, is_last=False),
+            chunk_of(requests[1], slot=3, span=(32, 40)),
+            chunk_of(requests[2], slot=0, span=(0, 32)),
         ),
         time=32,
     )
@@ -35,6 +48,7 @@ def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
 
     nowhere = engines.NARROW.slots
     assert np.asarray(chunk.slots).tolist() == [3, 0, nowhere, nowhere]
+    assert np.asarray(chunk.pages).tolist() == [[3], [0], [0], [0]]
     assert np.asarray(chunk.start).tolist() == [32, 0, 0, 0]
     assert np.asarray(chunk.length).tolist() == [8, 32, 0, 0]
     assert np.asarray(chunk.is_last).tolist() == [True, False, False, False]
@@ -65,8 +79,10 @@ def test_a_slot_that_nobody_wants_does_no_work() -> None:
             next(kept)
             left.cancel()
             list(kept)
-        decodes = [dispatch for dispatch in done if dispatch.is_decode]
+        decodes = [
+            dispatch for dispatch in done if isinstance(dispatch.plan, DecodePlan)
+        ]
 
-    without = [d for d in decodes if set(d.requests) == {1}]
+    without = [d for d in decodes if set(d.rows) == {1}]
     assert len(without) > 3
     assert all(int(np.asarray(d.outcome.counts)[0]) == 0 for d in without)

@@ -30,22 +30,21 @@ class Endless(Device):
     def __init__(self):
         self.orders = NoOrders()
 
-    def _step(self, requests, now):
+    def _step(self, plan, now):
         BUSY(MATRIX).block_until_ready()
         ids, floats = np.full((4, 1), 97, np.int32), np.zeros((4, 1), np.float32)
         outcome = Outcome(
             tokens=ids, counts=np.ones(4, np.int32), ends=np.zeros(4, np.int32),
             steps=np.int32(1), logprobs=floats, top_ids=ids, top_logprobs=floats,
+            sound=np.ones(4, np.bool_),
         )
-        return Dispatch(
-            requests=requests, outcome=outcome, is_decode=True, started_seconds=now
-        )
+        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
 
     def prefill(self, plan, requests, now):
-        return self._step({0: plan.chunks[0].request_id}, now)
+        return self._step(plan, now)
 
     def decode(self, plan, now):
-        return self._step(plan.requests, now)
+        return self._step(plan, now)
 
 shell = Shell(NoTelemetry(), time.monotonic, lambda: 1)
 engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Lengths(4096), shell)

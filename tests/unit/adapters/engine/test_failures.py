@@ -7,10 +7,11 @@ import pytest
 
 from jaxserver.adapters.engine.dispatch import Dispatch
 from jaxserver.core import scheduler
+from jaxserver.core.schedule import DecodePlan
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.generator import Stream
 from jaxserver.ports.telemetry import RequestRecord
-from jaxserver.ports.types import FinishReason
+from jaxserver.ports.types import Chunk, FinishReason, SamplingParams
 from tests import engines
 from tests.fakes import ByteTokenizer
 from tests.unit.adapters.engine.answers import LONG, ids_of, request
@@ -18,22 +19,23 @@ from tests.waiting import eventually
 
 
 class Breaks:
-    """Raises at one of the steps of a kind, counted from 0."""
+    """Raises at some of the steps of a kind, counted from 0."""
 
-    def __init__(self, kind: str, at: int = 0) -> None:
+    def __init__(self, kind: str, *at: int) -> None:
         self._kind = kind
-        self._left = at
+        self._at = at
+        self._count = -1
 
     def __call__(self, kind: str) -> None:
         if kind == self._kind:
-            self._left -= 1
-            if self._left == -1:
+            self._count += 1
+            if self._count in self._at:
                 raise RuntimeError("out of memory")
 
 
-def breaking(kind: str, at: int = 0) -> engines.Parts:
+def breaking(kind: str, *at: int) -> engines.Parts:
     def prepare(device: engines.HookedDevice) -> None:
-        device.before_step = Breaks(kind, at)
+        device.before_step = Breaks(kind, *at)
 
     return engines.Parts(prepare=prepare)
 
@@ -54,22 +56,44 @@ def expected() -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("kind", "at"), [("prefill", 0), ("prefill", 2), ("decode", 0), ("decode", 4)]
 )
-def test_a_step_that_fails_fails_its_requests_and_the_engine_goes_on(
+def test_a_step_that_fails_is_made_again_and_no_answer_changes(
     kind: str, at: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    wish = dataclasses.replace(
+        request(tuple(range(80))), sampling=SamplingParams(seed=3, logprobs=2)
+    )
+    with engines.running() as engine:
+        whole = list(engine.generate(wish))
     with engines.running(breaking(kind, at)) as engine:
-        streams = [engine.generate(request(tuple(range(80)))) for _ in range(3)]
+        streams = [engine.generate(wish) for _ in range(3)]
 
-        failed = [fails(stream) for stream in streams]
-        assert any(failed)
+        for chunks in [list(stream) for stream in streams]:
+            assert tokens_of(chunks) == tokens_of(whole)
+            assert (
+                chunks[-1].usage.completion_tokens == whole[-1].usage.completion_tokens
+            )
+        assert engine.loop.stats.failed_dispatches == 1
+        assert "RuntimeError: out of memory" in caplog.text
+
+
+def tokens_of(chunks: list[Chunk]) -> list[tuple[int, float]]:
+    logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    return [(entry.token_id, entry.logprob) for entry in logprobs]
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_a_request_whose_step_fails_twice_fails_and_the_engine_goes_on(
+    kind: str,
+) -> None:
+    with engines.running(breaking(kind, 0, 1)) as engine:
+        assert fails(engine.generate(request()))
         assert engine.is_alive()
         assert engine.loop.stats.slots_in_use == 0
-        assert "RuntimeError: out of memory" in caplog.text
         assert ids_of(engine.generate(request())) == expected()
 
 
-def test_requests_that_wait_survive_a_step_that_fails() -> None:
-    with engines.gated(breaking("decode", 4)) as (engine, gate):
+def test_requests_that_wait_survive_steps_that_fail() -> None:
+    with engines.gated(breaking("decode", 4, 5)) as (engine, gate):
         streams = [engine.generate(request()) for _ in range(7)]
         engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
@@ -83,7 +107,7 @@ def test_an_outcome_that_cannot_be_read_is_a_failed_step() -> None:
     spoilt: list[Dispatch] = []
 
     def spoil(dispatch: Dispatch) -> None:
-        if dispatch.is_decode and not spoilt:
+        if isinstance(dispatch.plan, DecodePlan) and not spoilt:
             spoilt.append(dispatch)
             outcome: Any = dispatch.outcome
             outcome.tokens.delete()
@@ -92,12 +116,12 @@ def test_an_outcome_that_cannot_be_read_is_a_failed_step() -> None:
         device.after_step = spoil
 
     with engines.running(engines.Parts(prepare=prepare)) as engine:
-        assert fails(engine.generate(request()))
         assert ids_of(engine.generate(request())) == expected()
+        assert engine.loop.stats.failed_dispatches == 1
 
 
 def test_each_reader_gets_an_error_of_its_own() -> None:
-    with engines.gated(breaking("decode", 4)) as (engine, gate):
+    with engines.gated(breaking("decode", 4, 5)) as (engine, gate):
         streams = [engine.generate(request()) for _ in range(4)]
         engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
@@ -119,7 +143,7 @@ def dying() -> engines.Parts:
     """A step fails, and then there is no memory for another state."""
 
     def prepare(device: engines.HookedDevice) -> None:
-        device.before_step = Breaks("decode")
+        device.before_step = Breaks("decode", 0)
         device.before_reset = no_memory
 
     return engines.Parts(prepare=prepare)

@@ -1,9 +1,11 @@
+import dataclasses
 import threading
 
 import pytest
 
+from jaxserver.adapters.engine.pace import Pace
 from jaxserver.ports.config import ServerConfig
-from jaxserver.ports.errors import EngineFailed, NotReady, ServerFull
+from jaxserver.ports.errors import DeadlineExceeded, EngineFailed, NotReady, ServerFull
 from jaxserver.ports.types import FinishReason
 from tests import engines
 from tests.fakes import ByteTokenizer
@@ -141,3 +143,65 @@ def test_prompts_that_were_never_tokenised_fail_when_it_closes() -> None:
         with pytest.raises(EngineFailed):
             list(stream)
     assert set(threading.enumerate()) <= before
+
+
+def test_long_prompts_that_wait_refuse_others_until_they_have_slots() -> None:
+    parts = engines.Parts(config=ServerConfig(max_queue_tokens=100))
+    with engines.gated(parts) as (engine, gate):
+        running = [engine.generate(LONG) for _ in range(4)]
+        engines.tokenised(engine)
+        assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
+        waiting = [engine.generate(request(tuple(range(60)))) for _ in range(2)]
+        with pytest.raises(ServerFull, match="tokens are waiting"):
+            list(waiting[1])
+        gate.open()
+
+        assert len(ids_of(waiting[0])) == 60
+        assert all(len(ids_of(stream)) == 300 for stream in running)
+
+
+def test_an_answer_that_is_late_is_an_error_and_frees_its_slot() -> None:
+    now = [0.0]
+    parts = engines.Parts(clock=lambda: now[0])
+    with engines.gated(parts) as (engine, gate):
+        hurried = dataclasses.replace(LONG, deadline_seconds=5.0)
+        late, other = engine.generate(hurried), engine.generate(request())
+        engines.tokenised(engine)
+        assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 2)
+        now[0] = 5.0
+        gate.open()
+
+        with pytest.raises(DeadlineExceeded, match="deadline_seconds"):
+            list(late)
+        assert len(ids_of(other)) == 60
+        assert eventually(lambda: engine.loop.stats.slots_in_use == 0)
+
+
+def test_a_request_of_lower_priority_number_overtakes_those_that_wait() -> None:
+    records = engines.Records()
+    with engines.gated(engines.Parts(records=records)) as (engine, gate):
+        running = [engine.generate(request(streaming=False)) for _ in range(4)]
+        engines.tokenised(engine)
+        assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
+        waiting = [
+            engine.generate(dataclasses.replace(LONG, priority=priority))
+            for priority in (0, 0, 0, 0, 0, -1)
+        ]
+        engines.tokenised(engine)
+        gate.open()
+        for stream in [*running, *waiting]:
+            list(stream)
+
+    ends = [record.request_id for record in records.all]
+    assert ends.index(9) < ends.index(8)
+    assert ends.index(9) < ends.index(7)
+
+
+def test_when_to_come_again_follows_from_what_waits_and_how_fast_things_go() -> None:
+    pace = Pace()
+    assert pace.seconds_for(1000, 0.0) == 1
+    pace.note(0.0, 50)
+    pace.note(10.0, 50)
+    assert pace.seconds_for(200, 10.0) == 20
+    assert pace.seconds_for(0, 10.0) == 1
+    assert pace.seconds_for(10**6, 10.0) == 60

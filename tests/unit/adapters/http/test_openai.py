@@ -37,7 +37,12 @@ def test_a_chat_is_answered_in_openais_form() -> None:
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
         "seed": 7,
     }
 
@@ -54,7 +59,12 @@ def test_a_text_is_continued_in_openais_form() -> None:
         "choices": [
             {"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop"}
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
         "seed": 7,
     }
 
