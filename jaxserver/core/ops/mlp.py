@@ -1,7 +1,7 @@
 """The gated MLP (Shazeer 2020, SwiGLU)."""
 
 import dataclasses
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -29,7 +29,7 @@ class MlpParams(Generic[Leaf]):
 
 def gated_mlp(
     x: Float[Array, "tokens embed"],
-    params: MlpParams[Array],
+    params: MlpParams[Any],
     mesh: Mesh | None = None,
 ) -> Float[Array, "tokens embed"]:
     """`down(silu(gate(x)) * up(x))`."""
