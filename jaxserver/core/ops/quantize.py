@@ -1,4 +1,11 @@
-"""Weights in int8 and activations in two int8 halves, whose products are exact."""
+"""Weights in int8 and activations in two int8 halves, whose products are exact.
+
+The compiler joins a multiplication to an addition behind it where both meet in one
+loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
+Where they meet depends on the number of tokens. So whatever is multiplied here and may
+then be added to is multiplied exactly: steps are powers of two, and scales are so short
+that a scale times an int8 is a float32.
+"""
 
 import dataclasses
 from typing import Any, Generic, TypeVar
@@ -6,16 +13,20 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8, Int32
+from jaxtyping import Array, Float, Int, Int8, Int32
 
 Leaf = TypeVar("Leaf")
 
 LARGEST = 127
 """The largest number that a half or a weight is rounded to."""
 LOW_SHARE = 2.0**-8
-"""Of the low half in a step; a power of two, so that to multiply by it is exact."""
+"""What the low half counts in steps."""
 SMALLEST = 2.0**-118
-"""A token that is nowhere larger is 0: its step and one over it are normal numbers."""
+"""A token that is nowhere larger is 0: the step of any other is a normal number."""
+EXPONENT = 0x7F800000
+"""Bits of a float32 that make it a power of two."""
+SCALE_BITS = 0xFFFFFF00
+"""Bits of a float32 that a scale has: 16 significant ones, and 8 more make 24."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,9 +51,9 @@ def quantize(
     An output whose weights are not all finite gets a scale that is not finite either.
     """
     inner = tuple(range(num_out, weight.ndim))
-    largest = np.maximum(weight.max(inner), -weight.min(inner)).astype(np.float32)
-    scale = largest / np.float32(LARGEST)
-    scale[scale < np.finfo(np.float32).tiny] = 0
+    weight = weight.astype(np.float32, copy=False)
+    largest = np.maximum(weight.max(inner), -weight.min(inner))
+    scale = _shortened(largest / np.float32(LARGEST))
     is_scaled = np.isfinite(scale) & (scale > 0)
     per_weight, where = (np.expand_dims(x, inner) for x in (scale, is_scaled))
     values = np.zeros(weight.shape, np.float32)
@@ -51,13 +62,20 @@ def quantize(
     return Int8Weight(values=values.astype(np.int8), scale=scale)
 
 
+def _shortened(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
+    """The next larger one that has few bits; 0 where it is no normal number."""
+    is_normal = scale >= np.finfo(np.float32).tiny
+    bits = scale.view(np.uint32) + np.uint32(~SCALE_BITS & 0xFFFFFFFF)
+    short = (bits & np.uint32(SCALE_BITS)).view(np.float32)
+    return np.where(np.isfinite(scale), np.where(is_normal, short, 0), scale)
+
+
 def read_rows(
     table: Int8Weight[Array], tokens: Int[Array, " tokens"]
 ) -> Float[Array, "tokens embed"]:
     """Some rows of a table, in float32."""
     values = table.values.at[tokens].get(mode="clip").astype(jnp.float32)
-    scale = table.scale.at[tokens].get(mode="clip")
-    return _apart(values * scale[:, None])
+    return values * table.scale.at[tokens].get(mode="clip")[:, None]
 
 
 def int8_product(
@@ -66,42 +84,34 @@ def int8_product(
     """`x @ weight.T`, over all dimensions of the output at once.
 
     Both halves are rows of one product, whose sums are integers and so exact in any
-    order. A token that holds a number that is none is not a number anywhere.
+    order. A token that is not finite is NaN everywhere.
     """
-    halves, step = split_halves(x)
+    is_finite = jnp.all(jnp.isfinite(x), axis=1, keepdims=True)
+    halves, step = split_halves(jnp.where(is_finite, x, 0.0))
     flat = weight.values.reshape(-1, x.shape[1])
     sums: Int32[Array, "halves out"] = jax.lax.dot_general(
         halves, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
     )
     high, low = jnp.split(sums.astype(jnp.float32), 2)
-    y = (high + low * LOW_SHARE) * weight.scale.reshape(1, -1) * step[:, None]
-    return _apart(y)
+    y = (high + low * LOW_SHARE) * weight.scale.reshape(1, -1) * step
+    return jnp.where(is_finite, y, jnp.nan)
 
 
 def split_halves(
     x: Float[Array, "tokens in"],
-) -> tuple[Int8[Array, "halves in"], Float[Array, " tokens"]]:
-    """Every token as `step * (high + low / 256)`: all high halves, then all low ones.
+) -> tuple[Int8[Array, "halves in"], Float[Array, "tokens 1"]]:
+    """Finite tokens as `step * (high + low / 256)`: all high halves, then all low ones.
 
-    The step is NaN where the token is not finite.
+    A token's step is the smallest power of two of which it has at most 127.
     """
-    x = _apart(x)
-    is_finite: Bool[Array, " tokens"] = jnp.all(jnp.isfinite(x), axis=1)
-    largest = jnp.max(jnp.abs(x), axis=1)
-    is_split = is_finite & (largest > SMALLEST)
-    per_step = LARGEST / jnp.where(is_split, largest, 1.0)
-    steps = _apart(jnp.where(is_split[:, None], x * per_step[:, None], 0.0))
+    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
+    is_split = largest > SMALLEST
+    largest = jnp.where(is_split, largest, 1.0)
+    bits = jax.lax.bitcast_convert_type(largest, jnp.int32)
+    power = jax.lax.bitcast_convert_type(bits & EXPONENT, jnp.float32)
+    step = power / 64
+    step = jnp.where(largest > LARGEST * step, 2 * step, step)
+    steps = jnp.where(is_split, x / step, 0.0)
     high = jnp.round(steps)
     low = jnp.minimum(jnp.round((steps - high) / LOW_SHARE), LARGEST)
-    step = largest * jnp.float32(1 / LARGEST)
-    step = jnp.where(is_split, step, jnp.where(is_finite, 0.0, jnp.nan))
     return jnp.concatenate([high, low]).astype(jnp.int8), step
-
-
-def _apart(x: Array) -> Array:
-    """The same, not to be computed again in the middle of what comes after.
-
-    A multiplication that the compiler joins to an addition is rounded otherwise.
-    """
-    kept: Array = jax.lax.optimization_barrier(x)
-    return kept
