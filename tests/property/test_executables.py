@@ -57,6 +57,16 @@ def odd() -> Stepper:
     return stepper_of(*tiny_model(ODD, max_len=MAX_LEN))
 
 
+@functools.cache
+def int8() -> Stepper:
+    return stepper_of(*tiny_model(max_len=MAX_LEN, kept="int8"))
+
+
+@functools.cache
+def odd_int8() -> Stepper:
+    return stepper_of(*tiny_model(ODD, max_len=MAX_LEN, kept="int8"))
+
+
 def stepper_of(fns: Any, params: Any, mesh: Any) -> Stepper:
     return Stepper(build_steps(fns, params, ENGINE, mesh), params, ENGINE)
 
@@ -152,7 +162,7 @@ def wish_of(seed: int, length: int, sampling: SamplingParams) -> Wish:
     return Wish(prompt=tuple(tokens), limit=MAX_LEN, sampling=sampling, seed=seed)
 
 
-@pytest.mark.parametrize("model", [tiny, odd])
+@pytest.mark.parametrize("model", [tiny, odd, int8, odd_int8])
 @given(
     seed=st.integers(0, MAX_SEED - ENGINE.slots),
     length=st.integers(1, 140) | st.sampled_from([256, 257, 300]),

@@ -52,6 +52,11 @@ def tiny_llama(page_size: int | None = None) -> TinyModel:
     return tiny_model(max_len=MAX_LEN, page_size=page_size)
 
 
+@functools.cache
+def tiny_int8(page_size: int | None = None) -> TinyModel:
+    return tiny_model(max_len=MAX_LEN, page_size=page_size, kept="int8")
+
+
 def over_flax(tiny: TinyFlax) -> TinyModel:
     fns = flax_model(tiny.model, POSITIONS).fns
     assert fns.chunk == TIME
@@ -74,15 +79,18 @@ def flax_encoded(page_size: int | None = None) -> TinyModel:
     return over_flax(seq_to_seq("mbart", **layers, **longer("mbart", POSITIONS)))
 
 
-NATIVE = Form(tiny_llama, is_exact=True, has_pages=True)
+NATIVE = {
+    "native": Form(tiny_llama, is_exact=True, has_pages=True),
+    "native_int8": Form(tiny_int8, is_exact=True, has_pages=True),
+}
 FORMS = {
-    "native": NATIVE,
+    **NATIVE,
     "flax_cached": Form(flax_cached),
     "flax_rerun": Form(flax_rerun, keeps_numbers=False),
     "flax_encoded": Form(flax_encoded),
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-with_pages = pytest.mark.parametrize("form", [NATIVE], ids=["native"])
+with_pages = pytest.mark.parametrize("form", NATIVE.values(), ids=NATIVE.keys())
 pytestmark = [
     pytest.mark.usefixtures("numerics"),
     pytest.mark.filterwarnings("ignore:.*is deprecated"),
@@ -235,8 +243,11 @@ def huge(leaf: jax.Array) -> jax.Array:
 
 
 def broken_params(model: TinyModel, value: float) -> TinyModel:
-    """The same model with a number in each weight that is none."""
-    params = jax.tree.map(lambda leaf: leaf.at[..., 0].set(value), model.params)
+    """The same model with a number in each weight that is none, or in its scale."""
+    params = jax.tree.map(
+        lambda leaf: leaf if leaf.dtype == jnp.int8 else leaf.at[..., 0].set(value),
+        model.params,
+    )
     return model._replace(params=params)
 
 

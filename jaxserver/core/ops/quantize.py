@@ -10,6 +10,7 @@ that a scale times an int8 is a float32.
 import dataclasses
 from typing import Any, Generic, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,8 @@ LOW_SHARE = 2.0**-8
 """What the low half counts in steps."""
 SMALLEST = 2.0**-118
 """A token that is nowhere larger is 0: the step of any other is a normal number."""
+LONGEST = 2**17
+"""An output has fewer inputs than this, so that its sum is an int32."""
 EXPONENT = 0x7F800000
 """Bits of a float32 that make it a power of two."""
 SCALE_BITS = 0xFFFFFF00
@@ -86,6 +89,7 @@ def int8_product(
     Both halves are rows of one product, whose sums are integers and so exact in any
     order. A token that is not finite is NaN everywhere.
     """
+    chex.assert_axis_dimension_lt(x, 1, LONGEST)
     is_finite = jnp.all(jnp.isfinite(x), axis=1, keepdims=True)
     halves, step = split_halves(jnp.where(is_finite, x, 0.0))
     flat = weight.values.reshape(-1, x.shape[1])
