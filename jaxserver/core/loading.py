@@ -212,7 +212,9 @@ def _read(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> HostArra
     return np.asarray(checkpoint.tensors.read(name))
 
 
-def _recipes(config: ModelConfig, checkpoint: Checkpoint) -> TransformerParams[Recipe]:
+def _recipes(
+    config: ModelConfig, checkpoint: Checkpoint
+) -> TransformerParams[Recipe, Recipe]:
     is_gguf = checkpoint.layout == "gguf"
     outer: OuterParts = GGUF_OUTER if is_gguf else HUGGINGFACE_OUTER
     layer_parts = llama.gguf_parts if is_gguf else llama.huggingface_parts
@@ -227,7 +229,9 @@ def _recipes(config: ModelConfig, checkpoint: Checkpoint) -> TransformerParams[R
     )
 
 
-def _layer_recipes(config: ModelConfig, parts: PartTable) -> LayerParams[Recipe]:
+def _layer_recipes(
+    config: ModelConfig, parts: PartTable
+) -> LayerParams[Recipe, Recipe]:
     embed, mlp = config.embed, config.mlp
     attended = config.num_heads * config.head_dim
     return LayerParams(

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxserver.core.config import ModelConfig
+from jaxserver.core.ops.linear import Weight
 from jaxserver.core.ops.mlp import MlpParams
 from jaxserver.core.ops.quantize import Int8Weight
 from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
+Factor = TypeVar("Factor")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class ParamSpec:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParams(Generic[Leaf]):
+class LayerParams(Generic[Leaf, Factor]):
     """One transformer block; a bias is None where the model has none.
 
     Query, key and value projections lie together, key-value head by key-value head:
@@ -49,28 +51,27 @@ class LayerParams(Generic[Leaf]):
     """
 
     attention_norm: Leaf
-    qkv: Leaf
+    qkv: Factor
     qkv_bias: Leaf | None
-    out: Leaf
+    out: Factor
     out_bias: Leaf | None
     mlp_norm: Leaf
-    mlp: MlpParams[Leaf]
+    mlp: MlpParams[Leaf, Factor]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerParams(Generic[Leaf]):
+class TransformerParams(Generic[Leaf, Factor]):
     """All weights; `head` is None where it is the embedding."""
 
-    embedding: Leaf
-    layers: tuple[LayerParams[Leaf], ...]
+    embedding: Factor
+    layers: tuple[LayerParams[Leaf, Factor], ...]
     norm: Leaf
-    head: Leaf | None
+    head: Factor | None
 
 
-Specs: TypeAlias = TransformerParams[ParamSpec]
-Weights: TypeAlias = TransformerParams[Any]
-"""Arrays, and `Int8Weight` of them."""
+Specs: TypeAlias = TransformerParams[ParamSpec, ParamSpec]
+Weights: TypeAlias = TransformerParams[Array, Weight]
 
 
 def param_specs(config: ModelConfig) -> Specs:
@@ -121,7 +122,7 @@ def leaves(specs: Any) -> list[ParamSpec]:
     return jax.tree.leaves(specs, is_leaf=is_spec)
 
 
-def _layer_specs(config: ModelConfig, index: int) -> LayerParams[ParamSpec]:
+def _layer_specs(config: ModelConfig, index: int) -> LayerParams[ParamSpec, ParamSpec]:
     embed, mlp = config.embed, config.mlp
     kv_heads, head_dim, groups = config.num_kv_heads, config.head_dim, config.groups
     attention_bias, mlp_bias = config.attention_bias, config.mlp_bias

@@ -1,7 +1,6 @@
 """A decoder of the llama family as the pure functions of `ModelFns`."""
 
 import functools
-from typing import Any
 
 import chex
 import jax
@@ -121,7 +120,7 @@ def _layer(
     config: ModelConfig,
     table: RopeTable,
     mesh: Mesh | None,
-    params: LayerParams[Any],
+    params: LayerParams[Array, Weight],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:

@@ -1,6 +1,5 @@
 """One loaded server for the tests that ask the default model, and a browser."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,31 +13,11 @@ from tests.e2e.browsing import launched, opened_tab
 @pytest.fixture(scope="session")
 def loaded_server(default_model_path: Path) -> Iterator[JAXServer]:
     """The default model in float32 with 16 slots, listening on a free port."""
-    with listening(default_model_path, "none") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def int8_server(default_model_path: Path) -> Iterator[JAXServer]:
-    """The same in int8."""
-    with listening(default_model_path, "int8") as server:
-        yield server
-
-
-@pytest.fixture(params=["loaded_server", "int8_server"])
-def either_server(request: pytest.FixtureRequest) -> JAXServer:
-    """One after the other."""
-    server: JAXServer = request.getfixturevalue(request.param)
-    return server
-
-
-@contextlib.contextmanager
-def listening(path: Path, quantize: str) -> Iterator[JAXServer]:
     server = JAXServer.load(
-        path,
+        default_model_path,
         {
             "dtype": "fp32",
-            "quantize": quantize,
+            "quantize": "none",
             "slots": 16,
             "host": "127.0.0.1",
             "port": 0,

@@ -56,26 +56,26 @@ def compiled_since(server: JAXServer) -> int:
 
 
 def test_sixteen_clients_get_what_each_gets_alone(
-    either_server: JAXServer,
+    loaded_server: JAXServer, server_url: str
 ) -> None:
-    compiled = compiled_since(either_server)
+    compiled = compiled_since(loaded_server)
     bodies = requests_of(seed=1)
-    alone = [ask(either_server.url, body) for body in bodies]
+    alone = [ask(server_url, body) for body in bodies]
     assert len({answer[0] for answer in alone}) > CLIENTS // 2
 
     for order in ([*range(CLIENTS)], random.Random(2).sample(range(CLIENTS), CLIENTS)):
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            asked = {i: pool.submit(ask, either_server.url, bodies[i]) for i in order}
+            asked = {i: pool.submit(ask, server_url, bodies[i]) for i in order}
         for i, future in asked.items():
             assert future.result() == alone[i], bodies[i]
 
-    assert compiled_since(either_server) == compiled
+    assert compiled_since(loaded_server) == compiled
 
 
 def test_every_size_of_batch_gives_the_same_answer(
-    either_server: JAXServer,
+    loaded_server: JAXServer, server_url: str
 ) -> None:
-    compiled = compiled_since(either_server)
+    compiled = compiled_since(loaded_server)
     body = {
         "prompt": "Some words about rain.",
         "max_tokens": 5,
@@ -83,11 +83,11 @@ def test_every_size_of_batch_gives_the_same_answer(
         "seed": 2**40,
         "logprobs": 5,
     }
-    alone = ask(either_server.url, body)
+    alone = ask(server_url, body)
 
     for size in range(2, CLIENTS + 1):
         with concurrent.futures.ThreadPoolExecutor(size) as pool:
-            asked = [pool.submit(ask, either_server.url, body) for _ in range(size)]
+            asked = [pool.submit(ask, server_url, body) for _ in range(size)]
         assert [future.result() for future in asked] == [alone] * size
 
-    assert compiled_since(either_server) == compiled
+    assert compiled_since(loaded_server) == compiled

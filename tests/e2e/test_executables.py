@@ -124,8 +124,8 @@ def entries(outcome: Outcome, row: int) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_every_executable_agrees_with_every_other(either_server: JAXServer) -> None:
-    runner = Runner(either_server)
+def test_every_executable_agrees_with_every_other(loaded_server: JAXServer) -> None:
+    runner = Runner(loaded_server)
     rng = np.random.default_rng(0)
     prompt = rng.integers(5, 40_000, PROMPT_LENGTH).tolist()
     others = rng.integers(5, 40_000, (16, 40)).tolist()

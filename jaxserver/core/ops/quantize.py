@@ -22,12 +22,14 @@ LARGEST = 127
 """The largest number that a half or a weight is rounded to."""
 LOW_SHARE = 2.0**-8
 """What the low half counts in steps."""
-SMALLEST = 2.0**-118
-"""A token that is nowhere larger is 0: the step of any other is a normal number."""
 LONGEST = 2**17
 """An output has fewer inputs than this, so that its sum is an int32."""
-EXPONENT = 0x7F800000
-"""Bits of a float32 that make it a power of two."""
+MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
+"""Bits of a float32 without its sign, those of its power of two, the next power."""
+BEYOND_LARGEST = 0x0001FFFF
+"""Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
+LEAST_STEP = 3 * ONE_UP
+"""Bits of 2**-124: one over it is a normal number too."""
 SCALE_BITS = 0xFFFFFF00
 """Bits of a float32 that a scale has: 16 significant ones, and 8 more make 24."""
 
@@ -90,32 +92,30 @@ def int8_product(
     order. A token that is not finite is NaN everywhere.
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
-    is_finite = jnp.all(jnp.isfinite(x), axis=1, keepdims=True)
-    halves, step = split_halves(jnp.where(is_finite, x, 0.0))
+    halves, step = split_halves(x)
     flat = weight.values.reshape(-1, x.shape[1])
     sums: Int32[Array, "halves out"] = jax.lax.dot_general(
         halves, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
     )
     high, low = jnp.split(sums.astype(jnp.float32), 2)
-    y = (high + low * LOW_SHARE) * weight.scale.reshape(1, -1) * step
-    return jnp.where(is_finite, y, jnp.nan)
+    return (high + low * LOW_SHARE) * weight.scale.reshape(1, -1) * step
 
 
 def split_halves(
     x: Float[Array, "tokens in"],
 ) -> tuple[Int8[Array, "halves in"], Float[Array, "tokens 1"]]:
-    """Finite tokens as `step * (high + low / 256)`: all high halves, then all low ones.
+    """Tokens as `step * (high + low / 256)`: all high halves, then all low ones.
 
-    A token's step is the smallest power of two of which it has at most 127.
+    A token's step is the smallest power of two of which it has at most 127, or NaN
+    where the token is not finite. It is found in the bits, whose order as integers is
+    that of the numbers, with what is not finite above all others.
     """
-    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    is_split = largest > SMALLEST
-    largest = jnp.where(is_split, largest, 1.0)
-    bits = jax.lax.bitcast_convert_type(largest, jnp.int32)
-    power = jax.lax.bitcast_convert_type(bits & EXPONENT, jnp.float32)
-    step = power / 64
-    step = jnp.where(largest > LARGEST * step, 2 * step, step)
-    steps = jnp.where(is_split, x / step, 0.0)
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE
+    largest = jnp.max(bits, axis=1, keepdims=True)
+    power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
+    step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
+    steps = x / step
     high = jnp.round(steps)
     low = jnp.minimum(jnp.round((steps - high) / LOW_SHARE), LARGEST)
-    return jnp.concatenate([high, low]).astype(jnp.int8), step
+    halves = jnp.concatenate([high, low]).astype(jnp.int8)
+    return halves, jnp.where(largest < EXPONENT, step, jnp.nan)

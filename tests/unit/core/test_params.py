@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import chex
 import jax
@@ -42,9 +43,10 @@ def test_random_weights_have_the_shapes_that_are_described() -> None:
 
 
 def test_random_weights_are_a_function_of_their_seed_and_norms_are_ones() -> None:
-    params = init_params(TINY_LLAMA, 1)
+    params: Any = init_params(TINY_LLAMA, 1)
     chex.assert_trees_all_equal(params, init_params(TINY_LLAMA, 1))
-    assert not np.array_equal(params.embedding, init_params(TINY_LLAMA, 2).embedding)
+    other: Any = init_params(TINY_LLAMA, 2)
+    assert not np.array_equal(params.embedding, other.embedding)
     assert (np.asarray(params.norm) == 1).all()
     assert 0.015 < np.asarray(params.embedding).std() < 0.025
 
