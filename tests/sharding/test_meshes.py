@@ -29,8 +29,6 @@ FEW: list[tuple[str, Shape]] = [
     ("native", (2, 2, 2)),
     ("native", (8, 1, 1)),
     ("native in int8", (2, 2, 2)),
-    ("native in int8", (1, 8, 1)),
-    ("native in int8", (1, 1, 8)),
     ("opt", (2, 2, 2)),
     ("t5", (1, 1, 8)),
 ]
