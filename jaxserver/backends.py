@@ -11,7 +11,7 @@ from jaxserver.adapters.flax_models.models import FlaxModel, flax_model
 from jaxserver.adapters.flax_models.weights import flax_weights
 from jaxserver.core.families import llama
 from jaxserver.core.loading import load_params, load_tree, place_params, read_config
-from jaxserver.core.params import param_specs
+from jaxserver.core.params import kept_as, param_specs
 from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import DTYPES, ServerConfig
@@ -113,10 +113,10 @@ def _native(
         checkpoint = as_huggingface(checkpoint)
     known = read_config(checkpoint)
 
-    specs, mesh = with_rules(param_specs(known), place.rules), place.mesh
-
-    kept = dtype if config.quantize == "auto" else DTYPES[config.dtype]
-    dtypes = (DTYPES[config.dtype], kept)
+    rounded, mesh = DTYPES[config.dtype], place.mesh
+    kept = {"auto": dtype, "none": rounded, "int8": "int8"}[config.quantize]
+    specs = kept_as(with_rules(param_specs(known), place.rules), kept)
+    dtypes = (rounded, kept)
 
     def load(progress: Progress) -> Params:
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
@@ -132,6 +132,10 @@ def _flax(
     if config.page_size is not None:
         allowed = "none: the cache of a Flax class has whole sequences"
         raise InvalidConfig("page_size", str(config.page_size), allowed)
+    if config.quantize == "int8":
+        got = f"'int8' for {type(model).__name__}"
+        allowed = "auto, none: a Flax class multiplies as it was written, in floats"
+        raise InvalidConfig("quantize", got, allowed)
     flax = flax_model(model, config.max_length, dtype)
     specs = param_specs_of(flax.shapes, model.config.model_type)
     return flax, with_rules(specs, place.rules)

@@ -140,9 +140,10 @@ def _made(
     progress: Progress,
 ) -> Model:
     engine = _engine(config, backend)
-    dtypes = (DTYPES[config.dtype], _computed_dtype(config))
-    if dtypes[0] != dtypes[1]:
-        LOGGER.info("%s weights are computed in %s on this device", *dtypes)
+    dtypes = (DTYPES[config.dtype], backend.kept, _computed_dtype(config))
+    if len(set(dtypes)) > 1:
+        said = "%s weights are kept in %s and computed in %s on this device"
+        LOGGER.info(said, *dtypes)
     ends = tokenizer.eos_ids | backend.end_ids
     return Model(
         fns=backend.fns,

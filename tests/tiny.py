@@ -1,12 +1,15 @@
 """Tiny random models: two layers, width 32, vocabulary 64."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxserver.core.config import ModelConfig
-from jaxserver.core.params import init_params
+from jaxserver.core.ops.quantize import quantize
+from jaxserver.core.params import ParamSpec, Weights, init_params, is_spec, param_specs
 from jaxserver.core.sharding import make_mesh, named_sharding
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.model import ModelFns, Params
@@ -35,19 +38,36 @@ def one_device() -> jax.sharding.Mesh:
     return make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
 
 
+def in_int8(config: ModelConfig, params: Weights) -> Weights:
+    """The weights of products in int8, as they would be loaded."""
+
+    def kept(spec: ParamSpec, leaf: jax.Array) -> Any:
+        if not spec.num_out:
+            return leaf
+        return jax.tree.map(jnp.asarray, quantize(np.asarray(leaf), spec.num_out))
+
+    weights: Weights = jax.tree.map(kept, param_specs(config), params, is_leaf=is_spec)
+    return weights
+
+
 def tiny_model(
     config: ModelConfig = TINY_LLAMA,
     max_len: int = 256,
     page_size: int | None = None,
     seed: int = 0,
+    kept: str = "float32",
 ) -> TinyModel:
     """Random weights, large enough that logits differ, on one device."""
     mesh = one_device()
     params = jax.tree.map(
+        lambda leaf: leaf * (10.0 if leaf.ndim > 1 else 1.0), init_params(config, seed)
+    )
+    if kept == "int8":
+        params = in_int8(config, params)
+    params = jax.tree.map(
         lambda leaf: jax.device_put(
-            leaf * (10.0 if leaf.ndim > 1 else 1.0),
-            named_sharding((None,) * leaf.ndim, leaf.shape, mesh),
+            leaf, named_sharding((None,) * leaf.ndim, leaf.shape, mesh)
         ),
-        init_params(config, seed),
+        params,
     )
     return TinyModel(transformer_fns(config, max_len, page_size), params, mesh)

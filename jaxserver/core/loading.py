@@ -1,6 +1,7 @@
 """Puts a checkpoint's tensors together into a model's weights, one at a time."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,11 +21,15 @@ from jaxserver.core.families.parts import (
     PartTable,
 )
 from jaxserver.core.ops.mlp import MlpParams
+from jaxserver.core.ops.quantize import Int8Weight, quantize
 from jaxserver.core.params import (
     LayerParams,
     ParamSpec,
     TransformerParams,
     Weights,
+    is_spec,
+    kept_as,
+    leaves,
     param_specs,
 )
 from jaxserver.core.partition_rules import Rules, with_rules
@@ -35,6 +40,8 @@ from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+WeightSpec: TypeAlias = ParamSpec | Int8Weight[ParamSpec]
+"""Of what one recipe makes."""
 Arrange: TypeAlias = Callable[[list[HostArray], ParamSpec], HostArray]
 
 
@@ -84,14 +91,15 @@ def load_params(
         config: The model.
         checkpoint: Where the weights are.
         mesh: Where they go.
-        dtypes: What they are rounded to, and what they are then kept as.
+        dtypes: What they are rounded to, and what they are then kept as; for int8
+            each weight is quantised as soon as it is read.
         progress: Hears of the bytes placed, stage `load`.
         rules: How the user wants them to lie.
 
     Raises:
         BrokenCheckpoint: A tensor is missing or has another shape than expected.
     """
-    specs = with_rules(param_specs(config), rules)
+    specs = kept_as(with_rules(param_specs(config), rules), dtypes[1])
     recipes = _recipes(config, checkpoint)
     weights: Weights = _load(specs, recipes, checkpoint, mesh, dtypes, progress)
     return weights
@@ -117,7 +125,7 @@ def load_tree(
     def recipe(spec: ParamSpec) -> Recipe:
         return Recipe((spec.path,), (spec.shape,), lambda tensors, spec: tensors[0])
 
-    recipes = jax.tree.map(recipe, specs, is_leaf=_is_spec)
+    recipes = jax.tree.map(recipe, specs, is_leaf=is_spec)
     return _load(specs, recipes, checkpoint, mesh, dtypes, progress)
 
 
@@ -132,7 +140,7 @@ def place_params(
         values = leaf.astype(rounded).astype(kept) if is_float else leaf
         return put(values, named_sharding(spec.axes, spec.shape, mesh))
 
-    return jax.tree.map(place, specs, params, is_leaf=_is_spec)
+    return jax.tree.map(place, specs, params, is_leaf=is_spec)
 
 
 def _load(
@@ -143,22 +151,28 @@ def _load(
     dtypes: tuple[str, str],
     progress: Progress,
 ) -> Any:
-    flat, tree = jax.tree.flatten(specs, is_leaf=_is_spec)
+    flat, tree = jax.tree.flatten(specs, is_leaf=_is_weight)
     made_by = jax.tree.leaves(recipes, is_leaf=lambda leaf: isinstance(leaf, Recipe))
     rounded, kept = (_numpy_dtype(name) for name in dtypes)
-    sizes = [int(np.prod(spec.shape)) * kept.itemsize for spec in flat]
-    ends = list(itertools.accumulate(sizes))
+    ends = list(itertools.accumulate(_num_bytes(spec, kept) for spec in flat))
 
-    def load(spec: ParamSpec, recipe: Recipe, end: int) -> Array:
+    def place(spec: ParamSpec, values: HostArray) -> Array:
+        return put(values, named_sharding(spec.axes, spec.shape, mesh))
+
+    def load(spec: WeightSpec, recipe: Recipe, end: int) -> Any:
+        whole = spec.values if isinstance(spec, Int8Weight) else spec
         parts = [
             _read(checkpoint, name, shape)
             for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
         ]
-        values = recipe.arrange(parts, spec)
-        values = values.astype(rounded, copy=False).astype(kept, copy=False)
-        sharding = named_sharding(spec.axes, spec.shape, mesh)
+        values = recipe.arrange(parts, whole).astype(rounded, copy=False)
+        made: HostArray | Int8Weight[HostArray]
+        if isinstance(spec, Int8Weight):
+            made = quantize(values, whole.num_out)
+        else:
+            made = values.astype(_dtype_of(spec, kept), copy=False)
         progress("load", end, ends[-1])
-        return put(values, sharding)
+        return jax.tree.map(place, spec, made, is_leaf=is_spec)
 
     loaded = [load(*leaf) for leaf in zip(flat, made_by, ends, strict=True)]
     return jax.tree.unflatten(tree, loaded)
@@ -171,8 +185,18 @@ def put(values: HostArray | Array, sharding: NamedSharding) -> Array:
     )
 
 
-def _is_spec(leaf: Any) -> bool:
-    return isinstance(leaf, ParamSpec)
+def _is_weight(leaf: Any) -> bool:
+    return isinstance(leaf, ParamSpec | Int8Weight)
+
+
+def _num_bytes(spec: WeightSpec, kept: np.dtype[Any]) -> int:
+    return sum(
+        math.prod(part.shape) * _dtype_of(part, kept).itemsize for part in leaves(spec)
+    )
+
+
+def _dtype_of(spec: ParamSpec, kept: np.dtype[Any]) -> np.dtype[Any]:
+    return kept if spec.dtype is None else _numpy_dtype(spec.dtype)
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
@@ -188,7 +212,9 @@ def _read(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> HostArra
     return np.asarray(checkpoint.tensors.read(name))
 
 
-def _recipes(config: ModelConfig, checkpoint: Checkpoint) -> TransformerParams[Recipe]:
+def _recipes(
+    config: ModelConfig, checkpoint: Checkpoint
+) -> TransformerParams[Recipe, Recipe]:
     is_gguf = checkpoint.layout == "gguf"
     outer: OuterParts = GGUF_OUTER if is_gguf else HUGGINGFACE_OUTER
     layer_parts = llama.gguf_parts if is_gguf else llama.huggingface_parts
@@ -203,7 +229,9 @@ def _recipes(config: ModelConfig, checkpoint: Checkpoint) -> TransformerParams[R
     )
 
 
-def _layer_recipes(config: ModelConfig, parts: PartTable) -> LayerParams[Recipe]:
+def _layer_recipes(
+    config: ModelConfig, parts: PartTable
+) -> LayerParams[Recipe, Recipe]:
     embed, mlp = config.embed, config.mlp
     attended = config.num_heads * config.head_dim
     return LayerParams(

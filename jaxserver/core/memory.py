@@ -35,18 +35,23 @@ def plan_memory(
     """
     mesh, dtype = place
     specs = list(specs)
-    counts = [math.prod(spec.shape) for spec in specs]
     parts = [num_parts(spec.axes, spec.shape, mesh) for spec in specs]
+    counts = [
+        math.prod(spec.shape) // part for spec, part in zip(specs, parts, strict=True)
+    ]
     return MemoryPlan(
         model=model,
-        num_parameters=sum(counts),
+        num_parameters=sum(math.prod(s.shape) for s in specs if not s.is_scale),
         num_devices=mesh.size,
         slots=engine.slots,
         max_length=engine.max_len,
         dtype=dtype,
-        weights_bytes_per_device=_per_device(counts, parts, dtype),
+        weights_bytes_per_device=sum(
+            count * jax.numpy.dtype(spec.dtype or dtype).itemsize
+            for spec, count in zip(specs, counts, strict=True)
+        ),
         cache_bytes_per_device=_cache_bytes(fns, engine.num_pages, mesh),
-        working_bytes_per_device=_widened_bytes(counts, parts, dtype),
+        working_bytes_per_device=_widened_bytes(specs, counts, dtype),
         replicated=tuple(
             spec.path
             for spec, part in zip(specs, parts, strict=True)
@@ -66,18 +71,18 @@ def _undivided(specs: Iterable[ParamSpec], mesh: Mesh) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _per_device(counts: Sequence[int], parts: Sequence[int], dtype: str) -> int:
-    itemsize = jax.numpy.dtype(dtype).itemsize
-    pairs = zip(counts, parts, strict=True)
-    return sum(count // part * itemsize for count, part in pairs)
+def _widened_bytes(
+    specs: Sequence[ParamSpec], counts: Sequence[int], dtype: str
+) -> int:
+    """Of the one weight that is widened at a time, which int8 ones are not.
 
-
-def _widened_bytes(counts: Sequence[int], parts: Sequence[int], dtype: str) -> int:
-    """Of the one weight that is widened at a time; see `ops.widen`."""
+    See `ops.widen`.
+    """
     if jax.numpy.dtype(dtype).itemsize >= _COMPUTED_BYTES:
         return 0
-    pairs = zip(counts, parts, strict=True)
-    return max(count // part for count, part in pairs) * _COMPUTED_BYTES
+    pairs = zip(specs, counts, strict=True)
+    widened = [count for spec, count in pairs if spec.dtype is None]
+    return max(widened, default=0) * _COMPUTED_BYTES
 
 
 def _cache_bytes(fns: ModelFns, num_pages: int, mesh: Mesh) -> int:

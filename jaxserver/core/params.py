@@ -9,10 +9,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxserver.core.config import ModelConfig
+from jaxserver.core.ops.linear import Weight
 from jaxserver.core.ops.mlp import MlpParams
+from jaxserver.core.ops.quantize import Int8Weight
 from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
+Factor = TypeVar("Factor")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +26,24 @@ class ParamSpec:
         path: Its place in the tree, as in `layers.3.mlp.down`.
         axes: Logical axis of each dimension.
         init_scale: Standard deviation of random weights; 0 makes them all ones.
+        num_out: How many of its dimensions, the first ones, are the output of a
+            product; 0 where it is no factor of one.
+        dtype: What it is kept in; None: in what all are.
+        is_scale: It is the scale of another weight, and no parameter itself.
     """
 
     path: str
     shape: tuple[int, ...]
     axes: Axes
     init_scale: float = 0.02
+    num_out: int = 0
+    dtype: str | None = None
+    is_scale: bool = False
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParams(Generic[Leaf]):
+class LayerParams(Generic[Leaf, Factor]):
     """One transformer block; a bias is None where the model has none.
 
     Query, key and value projections lie together, key-value head by key-value head:
@@ -41,55 +51,87 @@ class LayerParams(Generic[Leaf]):
     """
 
     attention_norm: Leaf
-    qkv: Leaf
+    qkv: Factor
     qkv_bias: Leaf | None
-    out: Leaf
+    out: Factor
     out_bias: Leaf | None
     mlp_norm: Leaf
-    mlp: MlpParams[Leaf]
+    mlp: MlpParams[Leaf, Factor]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerParams(Generic[Leaf]):
+class TransformerParams(Generic[Leaf, Factor]):
     """All weights; `head` is None where it is the embedding."""
 
-    embedding: Leaf
-    layers: tuple[LayerParams[Leaf], ...]
+    embedding: Factor
+    layers: tuple[LayerParams[Leaf, Factor], ...]
     norm: Leaf
-    head: Leaf | None
+    head: Factor | None
 
 
-Specs: TypeAlias = TransformerParams[ParamSpec]
-Weights: TypeAlias = TransformerParams[Array]
+Specs: TypeAlias = TransformerParams[ParamSpec, ParamSpec]
+Weights: TypeAlias = TransformerParams[Array, Weight]
 
 
 def param_specs(config: ModelConfig) -> Specs:
     """The tree of every weight's `ParamSpec`."""
     embed, vocab = config.embed, config.vocab_size
     head_axes: Axes = ("vocab", "embed")
-    head = ParamSpec(path="head", shape=(vocab, embed), axes=head_axes)
+
+    def table(path: str) -> ParamSpec:
+        return ParamSpec(path=path, shape=(vocab, embed), axes=head_axes, num_out=1)
+
     return TransformerParams(
-        embedding=ParamSpec(path="embedding", shape=(vocab, embed), axes=head_axes),
+        embedding=table("embedding"),
         layers=tuple(_layer_specs(config, i) for i in range(config.num_layers)),
         norm=ParamSpec(path="norm", shape=(embed,), axes=(None,), init_scale=0.0),
-        head=None if config.tied else head,
+        head=None if config.tied else table("head"),
     )
+
+
+def kept_as(specs: Any, dtype: str) -> Any:
+    """The same weights as they are kept: for int8, factors of products are in two.
+
+    What is no factor is kept in float32 then.
+    """
+
+    def quantized(spec: ParamSpec) -> ParamSpec | Int8Weight[ParamSpec]:
+        if not spec.num_out:
+            return dataclasses.replace(spec, dtype="float32")
+        scale = dataclasses.replace(
+            spec,
+            path=f"{spec.path}.scale",
+            shape=spec.shape[: spec.num_out],
+            axes=spec.axes[: spec.num_out],
+            dtype="float32",
+            is_scale=True,
+        )
+        return Int8Weight(values=dataclasses.replace(spec, dtype="int8"), scale=scale)
+
+    return specs if dtype != "int8" else jax.tree.map(quantized, specs, is_leaf=is_spec)
+
+
+def is_spec(leaf: Any) -> bool:
+    """For the functions of `jax.tree`, which look into what they do not know."""
+    return isinstance(leaf, ParamSpec)
 
 
 def leaves(specs: Any) -> list[ParamSpec]:
     """The descriptions in a tree of them, in order."""
-    return jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
+    return jax.tree.leaves(specs, is_leaf=is_spec)
 
 
-def _layer_specs(config: ModelConfig, index: int) -> LayerParams[ParamSpec]:
+def _layer_specs(config: ModelConfig, index: int) -> LayerParams[ParamSpec, ParamSpec]:
     embed, mlp = config.embed, config.mlp
     kv_heads, head_dim, groups = config.num_kv_heads, config.head_dim, config.groups
     attention_bias, mlp_bias = config.attention_bias, config.mlp_bias
     here = f"layers.{index}"
 
-    def spec(name: str, shape: tuple[int, ...], axes: Axes) -> ParamSpec:
-        return ParamSpec(path=f"{here}.{name}", shape=shape, axes=axes)
+    def spec(
+        name: str, shape: tuple[int, ...], axes: Axes, num_out: int = 0
+    ) -> ParamSpec:
+        return ParamSpec(path=f"{here}.{name}", shape=shape, axes=axes, num_out=num_out)
 
     def norm(name: str) -> ParamSpec:
         return ParamSpec(
@@ -101,14 +143,14 @@ def _layer_specs(config: ModelConfig, index: int) -> LayerParams[ParamSpec]:
     out_axes: Axes = ("embed", "kv_heads", None, None)
     return LayerParams(
         attention_norm=norm("attention_norm"),
-        qkv=spec("qkv", (*qkv, embed), (*qkv_axes, "embed")),
+        qkv=spec("qkv", (*qkv, embed), (*qkv_axes, "embed"), 3),
         qkv_bias=spec("qkv_bias", qkv, qkv_axes) if attention_bias else None,
-        out=spec("out", (embed, kv_heads, groups, head_dim), out_axes),
+        out=spec("out", (embed, kv_heads, groups, head_dim), out_axes, 1),
         out_bias=spec("out_bias", (embed,), (None,)) if attention_bias else None,
         mlp_norm=norm("mlp_norm"),
         mlp=MlpParams(
-            gate_up=spec("mlp.gate_up", (2, mlp, embed), (None, "mlp", "embed")),
-            down=spec("mlp.down", (embed, mlp), ("embed", "mlp")),
+            gate_up=spec("mlp.gate_up", (2, mlp, embed), (None, "mlp", "embed"), 2),
+            down=spec("mlp.down", (embed, mlp), ("embed", "mlp"), 1),
             gate_up_bias=spec("mlp.gate_up_bias", (2, mlp), (None, "mlp"))
             if mlp_bias
             else None,

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, get_args
 
 import jax
 
-from jaxserver.core.params import ParamSpec
+from jaxserver.core.params import ParamSpec, is_spec
 from jaxserver.core.sharding import mesh_axes
 from jaxserver.ports.errors import InvalidConfig
 from jaxserver.ports.model import Axes, Axis, LogicalAxis, MeshAxis
@@ -194,7 +194,6 @@ def with_rules(specs: Any, rules: Rules) -> Any:
             raise _refused(got, f"at most {len(spec.shape)} axes")
         return dataclasses.replace(spec, axes=(*axes, *(None,) * rest))
 
-    is_spec = lambda leaf: isinstance(leaf, ParamSpec)  # noqa: E731  # a leaf predicate
     return jax.tree.map(place, specs, is_leaf=is_spec)
 
 

@@ -18,9 +18,10 @@ from jaxserver.core.kv_cache import (
 )
 from jaxserver.core.ops import paged
 from jaxserver.core.ops.attention import BLOCK, attend
-from jaxserver.core.ops.linear import linear_on, pad_tokens
+from jaxserver.core.ops.linear import Weight, linear_on, pad_tokens
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
+from jaxserver.core.ops.quantize import Int8Weight, read_rows
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from jaxserver.core.ops.widen import widen
 from jaxserver.core.params import LayerParams, Weights
@@ -104,10 +105,10 @@ def extend(
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
 
 
-def embed(
-    table: Float[Array, "vocab embed"], tokens: Int[Array, " tokens"]
-) -> Float[Array, "tokens embed"]:
+def embed(table: Weight, tokens: Int[Array, " tokens"]) -> Float[Array, "tokens embed"]:
     """The table's rows of some tokens, in float32."""
+    if isinstance(table, Int8Weight):
+        return read_rows(table, tokens)
 
     def read(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
         return table.at[tokens].get(mode="clip").astype(jnp.float32)
@@ -119,7 +120,7 @@ def _layer(
     config: ModelConfig,
     table: RopeTable,
     mesh: Mesh | None,
-    params: LayerParams[Array],
+    params: LayerParams[Array, Weight],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
@@ -144,9 +145,9 @@ def _layer(
     num_blocks = (jnp.max(ends) + BLOCK - 1) // BLOCK
     attended = attend(queries, cache, batch.page_table, positions, num_blocks)
     attended = constrain(attended, (None, None, "kv_heads", None, None), mesh)
-    flat = pad_tokens(attended.reshape(rows * time, -1))
-    out = params.out.reshape(params.out.shape[0], -1)
-    back = linear_on(mesh, ("embed", "kv_heads"), flat, out, params.out_bias)
+    flat = pad_tokens(attended.reshape(rows * time, *attended.shape[2:]))
+    onto: Axes = ("embed", "kv_heads", None, None)
+    back = linear_on(mesh, onto, flat, params.out, params.out_bias)
     x = whole(x + back)
     normed = whole(rms_norm(x, params.mlp_norm, config.norm_eps))
     return whole(x + gated_mlp(normed, params.mlp, mesh)), cache

@@ -186,8 +186,9 @@ class ServerConfig:
     )
     quantize: str = _key(
         "auto",
-        _one_of("auto", "none"),
-        "How weights are kept; none: in `dtype`, auto: in what is fastest here.",
+        _one_of("auto", "none", "int8"),
+        "How weights are kept; none: in `dtype`, int8: in 8 bits, auto: in floats that "
+        "are fastest here.",
     )
     numerics: str = _key(
         "invariant", _one_of("invariant"), "What is promised about an answer's bits."

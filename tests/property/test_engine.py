@@ -15,7 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.text import TextEngine
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.executables import build_steps
 from jaxserver.ports.types import (
     MAX_SEED,
     Chunk,
@@ -27,6 +30,7 @@ from jaxserver.ports.types import (
 )
 from tests import engines
 from tests.fakes import ByteTokenizer
+from tests.tiny import TINY_BYTES, tiny_model
 
 # The hook that checks types draws random numbers, on the engine's thread meanwhile.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -199,6 +203,27 @@ def test_a_queue_for_few_slots_changes_no_bit_of_an_answer(
 
     for visitor, answer in zip(visitors, answers, strict=True):
         assert_as_alone(answer, alone(house.wide, visitor.request))
+
+
+def test_in_int8_too_an_answer_in_company_is_the_answer_alone() -> None:
+    sizes = EngineConfig(slots=8, max_len=engines.MAX_LEN, max_stream_tokens=8)
+    tiny = tiny_model(TINY_BYTES, engines.MAX_LEN, kept="int8")
+    lazy = CompiledSteps(build_steps(tiny.fns, tiny.params, sizes, tiny.mesh))
+    parts = engines.Parts(sizes=sizes, executables=lazy, params=tiny.params)
+    wishes = [
+        dataclasses.replace(FREE, max_new_tokens=20, logprobs=20, seed=seed)
+        for seed in range(12)
+    ]
+    requests = [
+        GenerationRequest(prompt=token_ids(3 + seed, seed), sampling=wish)
+        for seed, wish in enumerate(wishes)
+    ]
+    visitors = [Visit(request=r, delay_seconds=0.0, patience=None) for r in requests]
+    with engines.running(parts) as engine:
+        expected = [alone(engine, request) for request in requests]
+
+        assert in_company(engine, visitors) == expected
+        assert in_company(engine, visitors[::-1]) == expected[::-1]
 
 
 def test_answers_without_a_limit_fill_the_sequence_in_company_as_alone(

@@ -7,15 +7,14 @@ or by prefill again: tokens and log-probabilities are always those of one plain 
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserver.core.config import EngineConfig
+from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.steps import Outcome
 from jaxserver.ports.types import MAX_SEED, SamplingParams
@@ -48,16 +47,8 @@ SAMPLINGS = [
 
 
 @functools.cache
-def tiny() -> Stepper:
-    return stepper_of(*tiny_model(max_len=MAX_LEN))
-
-
-@functools.cache
-def odd() -> Stepper:
-    return stepper_of(*tiny_model(ODD, max_len=MAX_LEN))
-
-
-def stepper_of(fns: Any, params: Any, mesh: Any) -> Stepper:
+def stepper_of(config: ModelConfig, kept: str) -> Stepper:
+    fns, params, mesh = tiny_model(config, max_len=MAX_LEN, kept=kept)
     return Stepper(build_steps(fns, params, ENGINE, mesh), params, ENGINE)
 
 
@@ -152,8 +143,9 @@ def wish_of(seed: int, length: int, sampling: SamplingParams) -> Wish:
     return Wish(prompt=tuple(tokens), limit=MAX_LEN, sampling=sampling, seed=seed)
 
 
-@pytest.mark.parametrize("model", [tiny, odd])
+@pytest.mark.parametrize("config", [TINY_LLAMA, ODD], ids=["tiny", "odd"])
 @given(
+    kept=st.sampled_from(["float32", "int8"]),
     seed=st.integers(0, MAX_SEED - ENGINE.slots),
     length=st.integers(1, 140) | st.sampled_from([256, 257, 300]),
     sampling=st.sampled_from(SAMPLINGS),
@@ -162,7 +154,8 @@ def wish_of(seed: int, length: int, sampling: SamplingParams) -> Wish:
     data=st.data(),
 )
 def test_every_way_to_an_answer_gives_the_same_bits(
-    model: Callable[[], Stepper],
+    config: ModelConfig,
+    kept: str,
     seed: int,
     length: int,
     sampling: SamplingParams,
@@ -170,7 +163,7 @@ def test_every_way_to_an_answer_gives_the_same_bits(
     company: int,
     data: st.DataObject,
 ) -> None:
-    stepper, wish = model(), wish_of(seed, length, sampling)
+    stepper, wish = stepper_of(config, kept), wish_of(seed, length, sampling)
     plain = [Cut(min(256, length - at), 256) for at in range(0, length, 256)]
     stepper.clear()
     expected = answered(stepper, wish, 0, plain, [Block(ANSWER, RUNGS[0])])

@@ -5,6 +5,7 @@ what it can do. Where a token's bits do not depend on the shape of its call ever
 is bitwise; else it is on the grid of chunks, and within 1e-5 off it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from jaxserver.adapters.flax_models.models import flax_model
 from jaxserver.ports.model import Cache
 from tests.rows import HostArray, jitted, run, run_in_pieces
-from tests.tiny import TinyModel, tiny_model
+from tests.tiny import TINY_LLAMA, TinyModel, tiny_model
 from tests.tiny_flax import TinyFlax, causal, longer, seq_to_seq
 
 MAX_LEN = 256
@@ -52,6 +53,12 @@ def tiny_llama(page_size: int | None = None) -> TinyModel:
     return tiny_model(max_len=MAX_LEN, page_size=page_size)
 
 
+@functools.cache
+def tiny_int8(page_size: int | None = None) -> TinyModel:
+    one_layer = dataclasses.replace(TINY_LLAMA, num_layers=1)
+    return tiny_model(one_layer, max_len=MAX_LEN, kept="int8")
+
+
 def over_flax(tiny: TinyFlax) -> TinyModel:
     fns = flax_model(tiny.model, POSITIONS).fns
     assert fns.chunk == TIME
@@ -81,7 +88,10 @@ FORMS = {
     "flax_rerun": Form(flax_rerun, keeps_numbers=False),
     "flax_encoded": Form(flax_encoded),
 }
+WITH_INT8 = {**FORMS, "native_int8": Form(tiny_int8, is_exact=True)}
+"""Every way to an answer in int8 is in `test_executables`."""
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+int8_too = pytest.mark.parametrize("form", WITH_INT8.values(), ids=WITH_INT8.keys())
 with_pages = pytest.mark.parametrize("form", [NATIVE], ids=["native"])
 pytestmark = [
     pytest.mark.usefixtures("numerics"),
@@ -160,7 +170,7 @@ def assert_same(form: Form, found: HostArray, expected: HostArray) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@every_form
+@int8_too
 @given(seed=SEEDS, cuts=cuts())
 def test_prefill_in_chunks_equals_prefill_at_once(
     form: Form, seed: int, cuts: Sequence[int]
@@ -210,7 +220,7 @@ def test_neighbours_do_not_matter(
         assert_same(form, together, whole(form, row)[: first + second])
 
 
-@every_form
+@int8_too
 @given(seed=SEEDS, filling=st.sampled_from(["other", "huge", "nan", "inf"]))
 def test_what_a_page_held_before_does_not_matter(
     form: Form, seed: int, filling: str
@@ -235,8 +245,11 @@ def huge(leaf: jax.Array) -> jax.Array:
 
 
 def broken_params(model: TinyModel, value: float) -> TinyModel:
-    """The same model with a number in each weight that is none."""
-    params = jax.tree.map(lambda leaf: leaf.at[..., 0].set(value), model.params)
+    """The same model with a number in each weight that is none, or in its scale."""
+    params = jax.tree.map(
+        lambda leaf: leaf if leaf.dtype == jnp.int8 else leaf.at[..., 0].set(value),
+        model.params,
+    )
     return model._replace(params=params)
 
 

@@ -16,7 +16,7 @@ from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps, on_devices
 from jaxserver.core.loading import place_params
 from jaxserver.core.memory import plan_memory
-from jaxserver.core.params import ParamSpec, init_params, leaves, param_specs
+from jaxserver.core.params import ParamSpec, init_params, kept_as, leaves, param_specs
 from jaxserver.core.partition_rules import param_specs_of
 from jaxserver.core.sharding import make_mesh, num_devices
 from jaxserver.core.transformer import transformer_fns
@@ -24,7 +24,7 @@ from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, TokenBatch
 from jaxserver.ports.types import SamplingParams
 from tests.stepping import Part, Stepper, Wish, drawn
-from tests.tiny import TINY_LLAMA
+from tests.tiny import TINY_LLAMA, in_int8
 from tests.tiny_flax import CAUSAL, SEQ_TO_SEQ, TinyFlax, enlarged
 
 Shape = tuple[int, int, int]
@@ -33,9 +33,11 @@ ONE: Shape = (1, 1, 1)
 MESHES: list[Shape] = [(1, 8, 1), (2, 2, 2), (1, 1, 8), (8, 1, 1), (1, -1, 1)]
 MAX_LEN, SLOTS, ANSWER = 48, 8, 6
 FEW_HEADS = "native with few heads"
+INT8 = "native in int8"
 NATIVE: dict[str, ModelConfig] = {
     "native": dataclasses.replace(TINY_LLAMA, num_heads=16, num_kv_heads=8, embed=64),
     FEW_HEADS: TINY_LLAMA,
+    INT8: dataclasses.replace(TINY_LLAMA, num_heads=16, num_kv_heads=8, embed=64),
 }
 FLAX: dict[str, dict[str, int]] = {
     "gpt2": {"n_head": 8},
@@ -82,7 +84,8 @@ def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
         row_parts=num_devices("batch", mesh),
     )
     placed = place_params(specs, params, mesh, ("float32", "float32"))
-    plan = plan_memory(kind, leaves(specs), fns, engine, (mesh, "float32"))
+    kept = "int8" if kind == INT8 else "float32"
+    plan = plan_memory(kind, leaves(specs), fns, engine, (mesh, kept))
     steps = Stepper(build_steps(fns, placed, engine, mesh), placed, engine)
     served = on_devices(fns, placed, mesh)
     return Tiny(served, leaves(specs), steps, plan, mesh)
@@ -91,7 +94,10 @@ def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
 def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
     config = NATIVE[kind]
     fns = transformer_fns(config, MAX_LEN, mesh=mesh)
-    return fns, param_specs(config), enlarged(init_params(config, seed=0))
+    specs, params = param_specs(config), enlarged(init_params(config, seed=0))
+    if kind == INT8:
+        return fns, kept_as(specs, "int8"), in_int8(config, params)
+    return fns, specs, params
 
 
 def _flax(kind: str) -> tuple[ModelFns, Any, Params]:

@@ -28,10 +28,11 @@ pytestmark = pytest.mark.filterwarnings(
 FEW: list[tuple[str, Shape]] = [
     ("native", (2, 2, 2)),
     ("native", (8, 1, 1)),
+    ("native in int8", (2, 2, 2)),
     ("opt", (2, 2, 2)),
     ("t5", (1, 1, 8)),
 ]
-SMALL_TABLES = ["wpe", "embed_positions", "relative_attention_bias"]
+SMALL_TABLES = ["wpe", "embed_positions", "relative_attention_bias", ".scale"]
 """Cut along one axis of the mesh at most."""
 
 

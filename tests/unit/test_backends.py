@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
@@ -14,13 +13,13 @@ import transformers
 from jaxserver import JAXServer, wiring
 from jaxserver.core.params import TransformerParams
 from jaxserver.ports.config import ServerConfig
-from jaxserver.ports.errors import BrokenCheckpoint, UnsupportedModel
-from jaxserver.ports.model import TokenBatch
+from jaxserver.ports.errors import BrokenCheckpoint, InvalidConfig, UnsupportedModel
 from tests.contract import tiny_tokenizers
+from tests.flax_answers import tokenizer as flax_tokenizer
 from tests.flax_folders import flat, random_flax, save
 from tests.tiny_flax import TinyFlax
 from tests.unit.adapters.checkpoints.files import write_gguf
-from tests.unit.test_wiring import nobody, write_model
+from tests.unit.test_wiring import next_logits, nobody, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
 CONFIG = ServerConfig(slots=2, max_length=48, mesh_axes_shape=(1, 1, 1), dtype="fp32")
@@ -71,17 +70,6 @@ def test_either_backend_may_be_forced_and_gives_the_same_logits(tmp_path: Path) 
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
 
 
-def next_logits(model: wiring.Model) -> Any:
-    batch = TokenBatch(
-        tokens=jnp.asarray([[3, 9, 4, 7]], jnp.int32),
-        start=jnp.asarray([0], jnp.int32),
-        length=jnp.asarray([4], jnp.int32),
-        page_table=None,
-        logits_at=jnp.asarray([[3]], jnp.int32),
-    )
-    return jax.jit(model.fns.extend)(model.params, model.fns.init_cache(1), batch)[0]
-
-
 def test_the_native_transformer_is_refused_where_it_does_not_know_the_family(
     tmp_path: Path,
 ) -> None:
@@ -94,6 +82,22 @@ def test_the_flax_class_is_refused_where_it_ignores_a_setting(tmp_path: Path) ->
     tiny = random_flax("llama", mlp_bias=True)
     with pytest.raises(UnsupportedModel, match="mlp_bias True"):
         wiring.plan(write(tiny, tmp_path, backend="flax"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_int8_is_refused_for_a_flax_class(kind: str, tmp_path: Path) -> None:
+    tiny = random_flax(kind)
+    config = write(tiny, tmp_path, backend="flax", quantize="int8")
+    for load in (
+        lambda: wiring.plan(config),
+        lambda: wiring.load_model(config, nobody),
+        lambda: wiring.take_model(tiny.model, None, flax_tokenizer(), config),
+    ):
+        with pytest.raises(InvalidConfig) as caught:
+            load()
+        assert caught.value.key == "quantize"
+        assert caught.value.got == f"'int8' for {type(tiny.model).__name__}"
+        assert caught.value.allowed.startswith("auto, none: a Flax class multiplies")
 
 
 def test_the_flax_class_reads_no_gguf(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from jaxserver import wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
+from jaxserver.ports.model import TokenBatch
 from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
 from tests.contract.tiny_tokenizers import save, single_digits
 
@@ -182,8 +184,43 @@ def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
         lambda leaf: leaf.astype(DTYPES[dtype]).astype(kept), model.params
     )
     chex.assert_trees_all_equal(loaded.params, rounded, strict=True)
-    assert f"{DTYPES[dtype]} weights are computed in float32" in caplog.text
+    kept_in = "float32" if quantize == "auto" else DTYPES[dtype]
+    said = f"{DTYPES[dtype]} weights are kept in {kept_in} and computed in float32"
+    assert said in caplog.text
     assert (loaded.plan.working_bytes_per_device > 0) == (quantize == "none")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_in_int8_takes_what_its_plan_says_and_answers_nearly_the_same(
+    config: ServerConfig,
+    model: wiring.Model,
+    caplog: pytest.LogCaptureFixture,
+    dtype: str,
+) -> None:
+    asked = dataclasses.replace(config, dtype=dtype, quantize="int8")
+    with caplog.at_level(logging.INFO, "jaxserver"):
+        loaded = wiring.load_model(asked, nobody)
+
+    assert wiring.plan(asked) == loaded.plan
+    assert (loaded.plan.dtype, loaded.plan.working_bytes_per_device) == ("int8", 0)
+    assert loaded.plan.num_parameters == model.plan.num_parameters
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    assert loaded.plan.weights_bytes_per_device == held
+    assert held < model.plan.weights_bytes_per_device / 3
+    assert f"{DTYPES[dtype]} weights are kept in int8 and" in caplog.text
+    found, expected = next_logits(loaded), next_logits(model)
+    assert 0 < np.abs(found - expected).max() < np.abs(expected).max() / 10
+
+
+def next_logits(model: wiring.Model) -> Any:
+    batch = TokenBatch(
+        tokens=jnp.asarray([[3, 9, 4, 7]], jnp.int32),
+        start=jnp.asarray([0], jnp.int32),
+        length=jnp.asarray([4], jnp.int32),
+        page_table=None,
+        logits_at=jnp.asarray([[3]], jnp.int32),
+    )
+    return jax.jit(model.fns.extend)(model.params, model.fns.init_cache(1), batch)[0]
 
 
 def test_the_number_of_slots_is_chosen_by_device_where_nobody_does(

@@ -4,7 +4,7 @@ That is the one orientation in which a row's bits do not depend on how many rows
 multiplied beside it, from `MIN_CALL_TOKENS` to `MAX_CALL_TOKENS` of them.
 """
 
-import math
+from typing import TypeAlias
 
 import chex
 import jax
@@ -13,33 +13,46 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxserver.core.config import MIN_CALL_TOKENS
+from jaxserver.core.ops.quantize import Int8Weight, int8_product
 from jaxserver.core.ops.widen import widen
 from jaxserver.core.sharding import constrain
 from jaxserver.ports.model import Axes
 
+Weight: TypeAlias = Float[Array, "*out_and_in"] | Int8Weight[Array]
+"""Of one product, `[*out *in]`."""
+
 
 def linear(
-    x: Float[Array, "tokens in"],
-    weight: Float[Array, "*out in"],
+    x: Float[Array, "tokens *in"],
+    weight: Weight,
     bias: Float[Array, "*out"] | None = None,
 ) -> Float[Array, "tokens *out"]:
-    """`x @ weight.T + bias`, for however many axes the output has."""
+    """`x @ weight.T + bias`, for however many axes input and output have."""
     chex.assert_axis_dimension_gteq(x, 0, MIN_CALL_TOKENS)
-    out = weight.shape[:-1]
-    flat = weight.reshape(math.prod(out), weight.shape[-1])
-    if flat.dtype != x.dtype:
-        flat = widen(lambda kept: kept.astype(x.dtype), flat, x[0, 0])
-    y = jax.lax.dot_general(x, flat, (((1,), (1,)), ((), ())))
+    flat = x.reshape(x.shape[0], -1)
+    if isinstance(weight, Int8Weight):
+        out, y = weight.scale.shape, int8_product(flat, weight)
+    else:
+        out, y = weight.shape[: weight.ndim - x.ndim + 1], _product(flat, weight)
     if bias is not None:
         y = y + bias.reshape(1, -1).astype(x.dtype)
     return y.reshape(x.shape[0], *out)
 
 
+def _product(
+    x: Float[Array, "tokens in"], weight: Float[Array, "*out_and_in"]
+) -> Float[Array, "tokens out"]:
+    flat = weight.reshape(-1, x.shape[1])
+    if flat.dtype != x.dtype:
+        flat = widen(lambda kept: kept.astype(x.dtype), flat, x[0, 0])
+    return jax.lax.dot_general(x, flat, (((1,), (1,)), ((), ())))
+
+
 def linear_on(
     mesh: Mesh | None,
     axes: Axes,
-    x: Float[Array, "tokens in"],
-    weight: Float[Array, "*out in"],
+    x: Float[Array, "tokens *in"],
+    weight: Weight,
     bias: Float[Array, "*out"] | None = None,
 ) -> Float[Array, "tokens *out"]:
     """`linear` as one product on every mesh, whatever lies before and behind it.
@@ -51,11 +64,12 @@ def linear_on(
         mesh: Where the weight lies.
         axes: Of the weight.
         x: Tokens, which are put where they are needed.
-        weight: `[*out in]`.
+        weight: `[*out *in]`.
         bias: Of the shape of the output.
     """
-    x = constrain(x, (None, axes[-1]), mesh)
-    return constrain(linear(x, weight, bias), (None, *axes[:-1]), mesh)
+    num_out = len(axes) - x.ndim + 1
+    x = constrain(x, (None, *axes[num_out:]), mesh)
+    return constrain(linear(x, weight, bias), (None, *axes[:num_out]), mesh)
 
 
 def pad_tokens(

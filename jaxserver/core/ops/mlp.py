@@ -7,29 +7,30 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxserver.core.ops.linear import linear_on
+from jaxserver.core.ops.linear import Weight, linear_on
 from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
+Factor = TypeVar("Factor")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MlpParams(Generic[Leaf]):
+class MlpParams(Generic[Leaf, Factor]):
     """Weights `[2 mlp embed]` and `[embed mlp]`; gate and up lie together.
 
     Biases are None where the model has none.
     """
 
-    gate_up: Leaf
-    down: Leaf
+    gate_up: Factor
+    down: Factor
     gate_up_bias: Leaf | None
     down_bias: Leaf | None
 
 
 def gated_mlp(
     x: Float[Array, "tokens embed"],
-    params: MlpParams[Array],
+    params: MlpParams[Array, Weight],
     mesh: Mesh | None = None,
 ) -> Float[Array, "tokens embed"]:
     """`down(silu(gate(x)) * up(x))`."""

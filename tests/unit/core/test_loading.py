@@ -1,3 +1,5 @@
+import dataclasses
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,13 +13,13 @@ from safetensors.numpy import load_file
 from jaxserver.adapters.checkpoints.safetensors import open_safetensors
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.loading import halves_apart, load_params, read_config
-from jaxserver.core.params import Weights, init_params
+from jaxserver.core.params import init_params
 from jaxserver.core.partition_rules import Rules
 from jaxserver.core.sharding import make_mesh
 from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.tensors import Checkpoint
 from tests.numerics.llama_files import NAMES, VARIANTS
-from tests.tiny import TINY_LLAMA
+from tests.tiny import TINY_LLAMA, in_int8
 
 HostArray = np.ndarray[Any, np.dtype[Any]]
 AXES = ("dp", "fsdp", "mp")
@@ -55,7 +57,7 @@ def load(
     checkpoint: Checkpoint,
     dtypes: tuple[str, str] = FLOAT32,
     shape: tuple[int, int, int] = (1, 1, 1),
-) -> Weights:
+) -> Any:
     mesh = make_mesh(shape, AXES, jax.devices()[: shape[0] * shape[1] * shape[2]])
     return load_params(config, checkpoint, mesh, dtypes, lambda *_: None)
 
@@ -64,13 +66,13 @@ def test_the_users_rules_say_where_a_weight_goes() -> None:
     checkpoint = checkpoint_of(saved(TINY_LLAMA, init_params(TINY_LLAMA, 0)))
     mesh, nobody = make_mesh((1, 2, 2), AXES, jax.devices()[:4]), lambda *_: None
     rules: Rules = (("mlp.down", (None, ("fsdp", "mp"))), ("qkv", ()))
-    params = load_params(TINY_LLAMA, checkpoint, mesh, FLOAT32, nobody, rules)
+    params: Any = load_params(TINY_LLAMA, checkpoint, mesh, FLOAT32, nobody, rules)
     assert params.layers[1].mlp.down.addressable_shards[0].data.shape == (32, 12)
     assert params.layers[1].qkv.sharding.is_fully_replicated
     assert not params.layers[1].out.sharding.is_fully_replicated
 
 
-def saved(config: ModelConfig, params: Weights) -> dict[str, HostArray]:
+def saved(config: ModelConfig, params: Any) -> dict[str, HostArray]:
     """The weights in transformers' names and shapes: what `load_params` undoes."""
     outer = {"model.embed_tokens.weight": params.embedding}
     outer["model.norm.weight"] = params.norm
@@ -164,13 +166,86 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(name: str) -> None:
     assert caught.value.found == str(tensors[name].shape)
 
 
-def test_progress_counts_the_bytes_that_are_placed() -> None:
+@pytest.mark.parametrize("variant", NAMES)
+def test_weights_of_products_are_kept_in_int8_and_all_others_in_float32(
+    variant: str,
+) -> None:
+    checkpoint = open_safetensors(VARIANTS / variant)
+    config = read_config(checkpoint)
+    rounded = load(config, checkpoint, ("bfloat16", "float32"))
+    found = load(config, checkpoint, ("bfloat16", "int8"))
+    chex.assert_trees_all_equal(found, in_int8(config, rounded), strict=True)
+    assert found.layers[0].mlp.gate_up.values.dtype == np.int8
+    assert found.norm.dtype == np.float32
+
+
+def test_each_weight_is_quantised_before_the_next_is_read() -> None:
+    tensors = saved(TINY_LLAMA, init_params(TINY_LLAMA, 4))
+    alive: list[weakref.ref[HostArray]] = []
+
+    class Watched(DictTensors):
+        def read(self, name: str) -> HostArray:
+            there = sum(ref() is not None for ref in alive)
+            assert there <= len(of_one_weight(name))
+            values = super().read(name).copy()
+            alive.append(weakref.ref(values))
+            return values
+
+    def of_one_weight(name: str) -> tuple[str, ...]:
+        groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+        return next((g for g in groups if name.split(".")[-2] in g), (name,))
+
+    checkpoint = checkpoint_of(tensors)
+    checkpoint = dataclasses.replace(checkpoint, tensors=Watched(tensors))
+    load(TINY_LLAMA, checkpoint, ("float32", "int8"))
+    assert len(alive) == len(tensors)
+    assert not any(ref() is not None for ref in alive[:-3])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (1, 2, 2), (1, 1, 2)])
+def test_scales_lie_where_the_outputs_of_their_weights_lie(
+    shape: tuple[int, int, int],
+) -> None:
+    params = init_params(TINY_LLAMA, 4)
+    checkpoint = checkpoint_of(saved(TINY_LLAMA, params))
+    found = load(TINY_LLAMA, checkpoint, ("float32", "int8"), shape)
+    chex.assert_trees_all_equal(
+        jax.tree.map(np.asarray, found),
+        jax.tree.map(np.asarray, in_int8(TINY_LLAMA, params)),
+    )
+    layer = found.layers[1]
+    for weight in (found.embedding, layer.qkv, layer.out, layer.mlp.down):
+        whole = tuple(weight.values.sharding.spec) + (None,) * weight.values.ndim
+        assert tuple(weight.scale.sharding.spec) == whole[: weight.scale.ndim]
+    parts = (layer.mlp.gate_up.values, layer.mlp.gate_up.scale)
+    sizes = [leaf.addressable_shards[0].data.shape[1] for leaf in parts]
+    assert sizes == [TINY_LLAMA.mlp // shape[2]] * 2
+
+
+def test_the_users_rules_say_where_a_weight_in_int8_and_its_scale_go() -> None:
+    checkpoint = checkpoint_of(saved(TINY_LLAMA, init_params(TINY_LLAMA, 0)))
+    mesh, nobody = make_mesh((1, 2, 2), AXES, jax.devices()[:4]), lambda *_: None
+    rules: Rules = (("mlp.down", (("fsdp", "mp"), None)), ("qkv", ()))
+    dtypes = ("float32", "int8")
+    params: Any = load_params(TINY_LLAMA, checkpoint, mesh, dtypes, nobody, rules)
+    down, qkv = params.layers[1].mlp.down, params.layers[1].qkv
+    assert down.values.addressable_shards[0].data.shape == (8, 48)
+    assert down.scale.addressable_shards[0].data.shape == (8,)
+    assert qkv.values.sharding.is_fully_replicated
+    assert qkv.scale.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("kept", ["float32", "int8"])
+def test_progress_counts_the_bytes_that_are_placed(kept: str) -> None:
     heard: list[tuple[str, int, int]] = []
     params = init_params(TINY_LLAMA, 4)
     mesh = make_mesh((1, 1, 1), AXES, jax.devices()[:1])
     checkpoint = checkpoint_of(saved(TINY_LLAMA, params))
-    load_params(TINY_LLAMA, checkpoint, mesh, FLOAT32, lambda *a: heard.append(a))
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    dtypes = ("float32", kept)
+    found = load_params(
+        TINY_LLAMA, checkpoint, mesh, dtypes, lambda *a: heard.append(a)
+    )
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(found))
     assert {(stage, end) for stage, _, end in heard} == {("load", total)}
     done = [done for _, done, _ in heard]
     assert done == sorted(done)

@@ -7,10 +7,17 @@ import pytest
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
-from jaxserver.core.params import ParamSpec, Weights, init_params, leaves, param_specs
+from jaxserver.core.params import (
+    Weights,
+    init_params,
+    is_spec,
+    kept_as,
+    leaves,
+    param_specs,
+)
 from jaxserver.core.sharding import make_mesh, named_sharding
 from jaxserver.core.transformer import transformer_fns
-from tests.tiny import TINY_LLAMA
+from tests.tiny import TINY_LLAMA, in_int8
 
 MAX_LEN = 200
 UNTIED = dataclasses.replace(
@@ -19,13 +26,15 @@ UNTIED = dataclasses.replace(
 
 
 def placed(mesh: jax.sharding.Mesh, dtype: str) -> Weights:
+    is_int8 = dtype == "int8"
+    params = init_params(UNTIED, 0, "float32" if is_int8 else dtype)
     weights: Weights = jax.tree.map(
         lambda spec, leaf: jax.device_put(
             leaf, named_sharding(spec.axes, spec.shape, mesh)
         ),
-        param_specs(UNTIED),
-        init_params(UNTIED, 0, dtype),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+        kept_as(param_specs(UNTIED), dtype),
+        in_int8(UNTIED, params) if is_int8 else params,
+        is_leaf=is_spec,
     )
     return weights
 
@@ -44,6 +53,9 @@ def bytes_on_one_device(tree: Any) -> int:
         ((1, 2, 2), "bfloat16", 5),
         ((2, 1, 2), "float32", 6),
         ((1, 1, 4), "float32", 4),
+        ((1, 1, 1), "int8", 4),
+        ((1, 2, 2), "int8", 4),
+        ((1, 1, 4), "int8", 4),
     ],
 )
 def test_the_plan_is_what_is_allocated(
@@ -55,11 +67,12 @@ def test_the_plan_is_what_is_allocated(
     params = placed(mesh, dtype)
     fns = transformer_fns(UNTIED, MAX_LEN)
     state = build_steps(fns, params, engine, mesh).init()()
-    specs = leaves(param_specs(UNTIED))
+    specs = leaves(kept_as(param_specs(UNTIED), dtype))
     plan = plan_memory("tiny", specs, fns, engine, (mesh, dtype))
     assert plan.weights_bytes_per_device == bytes_on_one_device(params)
     assert plan.cache_bytes_per_device == bytes_on_one_device(state.cache)
-    assert plan.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    floats = jax.tree.leaves(init_params(UNTIED, 0))
+    assert plan.num_parameters == sum(leaf.size for leaf in floats)
     assert (plan.model, plan.num_devices, plan.slots) == ("tiny", len(devices), slots)
     assert (plan.max_length, plan.dtype) == (MAX_LEN, dtype)
 

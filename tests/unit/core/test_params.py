@@ -1,10 +1,11 @@
 import dataclasses
+from typing import Any
 
 import chex
 import jax
 import numpy as np
 
-from jaxserver.core.params import ParamSpec, init_params, param_specs
+from jaxserver.core.params import ParamSpec, init_params, kept_as, leaves, param_specs
 from tests.tiny import TINY_LLAMA
 
 BIASED = dataclasses.replace(
@@ -42,8 +43,25 @@ def test_random_weights_have_the_shapes_that_are_described() -> None:
 
 
 def test_random_weights_are_a_function_of_their_seed_and_norms_are_ones() -> None:
-    params = init_params(TINY_LLAMA, 1)
+    params: Any = init_params(TINY_LLAMA, 1)
     chex.assert_trees_all_equal(params, init_params(TINY_LLAMA, 1))
-    assert not np.array_equal(params.embedding, init_params(TINY_LLAMA, 2).embedding)
+    other: Any = init_params(TINY_LLAMA, 2)
+    assert not np.array_equal(params.embedding, other.embedding)
     assert (np.asarray(params.norm) == 1).all()
     assert 0.015 < np.asarray(params.embedding).std() < 0.025
+
+
+def test_in_int8_what_is_multiplied_by_is_a_weight_and_its_scale() -> None:
+    found = {spec.path: spec for spec in leaves(kept_as(param_specs(BIASED), "int8"))}
+    plain = {spec.path: spec for spec in specs_of(tied=False)}
+    scales = {f"{path}.scale": spec for path, spec in plain.items() if spec.num_out}
+    assert found.keys() == plain.keys() | scales.keys()
+    for path, spec in plain.items():
+        kept = "int8" if spec.num_out else "float32"
+        assert found[path] == dataclasses.replace(spec, dtype=kept)
+        assert bool(spec.num_out) == ("norm" not in path and "bias" not in path)
+    for path, spec in scales.items():
+        out = (spec.shape[: spec.num_out], spec.axes[: spec.num_out])
+        assert (found[path].shape, found[path].axes) == out
+        assert found[path].is_scale
+    assert kept_as(plain, "bfloat16") == plain

@@ -1,6 +1,7 @@
 """Weights kept in 16 bits are computed in float32, and never all of them at once."""
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
-from jaxserver.core.params import init_params, leaves, param_specs
+from jaxserver.core.params import (
+    ParamSpec,
+    init_params,
+    is_spec,
+    kept_as,
+    leaves,
+    param_specs,
+)
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.types import SamplingParams
 from tests.stepping import Part, Stepper, Wish
@@ -56,8 +64,10 @@ def test_an_answer_has_the_bits_of_the_same_weights_in_float32(dtype: str) -> No
 
 @functools.cache
 def temporary_bytes(dtype: str, kind: str) -> int:
-    params = jax.eval_shape(functools.partial(init_params, DEEP, 0, dtype))
-    params = jax.tree.map(placed_shape, params)
+    specs = kept_as(param_specs(DEEP), dtype)
+    params = jax.tree.map(
+        functools.partial(placed_shape, dtype), specs, is_leaf=is_spec
+    )
     fns = transformer_fns(DEEP, ENGINE.max_len)
     steps = build_steps(fns, params, ENGINE, one_device())
     compiled = steps.prefill[32]() if kind == "prefill" else steps.decode[4]()
@@ -66,9 +76,9 @@ def temporary_bytes(dtype: str, kind: str) -> int:
     return int(analysis.temp_size_in_bytes)
 
 
-def placed_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def placed_shape(dtype: str, spec: ParamSpec) -> jax.ShapeDtypeStruct:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype, sharding=sharding)
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
@@ -80,3 +90,15 @@ def test_a_step_needs_room_for_one_widened_weight(dtype: str, kind: str) -> None
     room = temporary_bytes("float32", kind) + plan.working_bytes_per_device
     assert plan.weights_bytes_per_device > 3 * plan.working_bytes_per_device
     assert temporary_bytes(dtype, kind) <= room
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("prefill", 32), ("decode", 4)])
+def test_a_step_in_int8_widens_no_weight(kind: str, tokens: int) -> None:
+    specs = leaves(kept_as(param_specs(DEEP), "int8"))
+    fns = transformer_fns(DEEP, ENGINE.max_len)
+    plan = plan_memory("deep", specs, fns, ENGINE, (one_device(), "int8"))
+    assert plan.working_bytes_per_device == 0
+    smallest = min(math.prod(spec.shape) for spec in specs if spec.dtype == "int8")
+    more_sums = tokens * 2 * DEEP.mlp * 4  # of the low halves
+    room = temporary_bytes("float32", kind) + more_sums + smallest
+    assert temporary_bytes("int8", kind) < room

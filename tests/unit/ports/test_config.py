@@ -128,7 +128,11 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
     ),
     "num_pages": ([None, 1], [0, True, "1"], f"{integer(1)}, or none"),
     "max_queue_tokens": ([None, 1], [0, True, "1"], f"{integer(1)}, or none"),
-    "quantize": (["auto", "none"], ["fp3", None, False], "one of auto, none"),
+    "quantize": (
+        ["auto", "none", "int8"],
+        ["fp3", "int4", None, False],
+        "one of auto, none, int8",
+    ),
     "numerics": (["invariant"], ["exact", None], "one of invariant"),
     "coordinator": ([None, "10.0.0.1:4000"], ["", 1], "HOST:PORT, or none"),
     "num_processes": ends(1),

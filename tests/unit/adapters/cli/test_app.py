@@ -89,6 +89,10 @@ def test_an_error_shows_where_it_came_from_when_debugging() -> None:
     assert isinstance(result.exception, EngineFailed)
 
 
+COUNTS = ("slots", "num_pages", "max_queue_tokens")
+"""Numbers that need not be set."""
+
+
 @pytest.mark.parametrize("command", SETTLED)
 def test_every_setting_is_a_flag(command: str) -> None:
     texts = {
@@ -98,12 +102,13 @@ def test_every_setting_is_a_flag(command: str) -> None:
         "quantize": "none",
         "backend": "native",
         "numerics": "invariant",
+        "page_size": "128",
         "temperature": "0.5",
         "top_p": "0.5",
     }
     wanted: dict[str, object] = {**texts}
     wanted |= {"mesh_axes_names": ("dp", "fsdp", "mp"), "mesh_axes_shape": (-1, 1, 1)}
-    wanted |= {"temperature": 0.5, "top_p": 0.5}
+    wanted |= {"temperature": 0.5, "top_p": 0.5, "page_size": 128}
     arguments = list(ARGUMENTS[command])
     for field in KEYS:
         flag = field.name.replace("_", "-")
@@ -112,7 +117,7 @@ def test_every_setting_is_a_flag(command: str) -> None:
             wanted[field.name] = False
         elif field.name in texts:
             arguments += [f"--{flag}", texts[field.name]]
-        elif isinstance(field.default, int) or field.name == "slots":
+        elif isinstance(field.default, int) or field.name in COUNTS:
             arguments += [f"--{flag}", "17"]
             wanted[field.name] = 17
         else:

@@ -1,0 +1,121 @@
+"""Weights in int8 and activations in two int8 halves, whose products are exact.
+
+The compiler joins a multiplication to an addition behind it where both meet in one
+loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
+Where they meet depends on the number of tokens. So whatever is multiplied here and may
+then be added to is multiplied exactly: steps are powers of two, and scales are so short
+that a scale times an int8 is a float32.
+"""
+
+import dataclasses
+from typing import Any, Generic, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Int8, Int32
+
+Leaf = TypeVar("Leaf")
+
+LARGEST = 127
+"""The largest number that a half or a weight is rounded to."""
+LOW_SHARE = 2.0**-8
+"""What the low half counts in steps."""
+LONGEST = 2**17
+"""An output has fewer inputs than this, so that its sum is an int32."""
+MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
+"""Bits of a float32 without its sign, those of its power of two, the next power."""
+BEYOND_LARGEST = 0x0001FFFF
+"""Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
+LEAST_STEP = 3 * ONE_UP
+"""Bits of 2**-124: one over it is a normal number too."""
+SCALE_BITS = 0xFFFFFF00
+"""Bits of a float32 that a scale has: 16 significant ones, and 8 more make 24."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Weight(Generic[Leaf]):
+    """A weight `[*out *in]` as `values * scale`.
+
+    Attributes:
+        values: int8 `[*out *in]`, from -127 to 127.
+        scale: float32 `[*out]`, one for each output.
+    """
+
+    values: Leaf
+    scale: Leaf
+
+
+def quantize(
+    weight: Float[np.ndarray, "*out_and_in"], num_out: int
+) -> Int8Weight[np.ndarray[Any, Any]]:
+    """Rounds a weight, on the host; its first `num_out` dimensions are its output.
+
+    An output whose weights are not all finite gets a scale that is not finite either.
+    """
+    inner = tuple(range(num_out, weight.ndim))
+    weight = weight.astype(np.float32, copy=False)
+    largest = np.maximum(weight.max(inner), -weight.min(inner))
+    scale = _shortened(largest / np.float32(LARGEST))
+    is_scaled = np.isfinite(scale) & (scale > 0)
+    per_weight, where = (np.expand_dims(x, inner) for x in (scale, is_scaled))
+    values = np.zeros(weight.shape, np.float32)
+    np.divide(weight, per_weight, out=values, where=where)
+    np.rint(values, out=values)
+    return Int8Weight(values=values.astype(np.int8), scale=scale)
+
+
+def _shortened(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
+    """The next larger one that has few bits; 0 where it is no normal number."""
+    is_normal = scale >= np.finfo(np.float32).tiny
+    bits = scale.view(np.uint32) + np.uint32(~SCALE_BITS & 0xFFFFFFFF)
+    short = (bits & np.uint32(SCALE_BITS)).view(np.float32)
+    return np.where(np.isfinite(scale), np.where(is_normal, short, 0), scale)
+
+
+def read_rows(
+    table: Int8Weight[Array], tokens: Int[Array, " tokens"]
+) -> Float[Array, "tokens embed"]:
+    """Some rows of a table, in float32."""
+    values = table.values.at[tokens].get(mode="clip").astype(jnp.float32)
+    return values * table.scale.at[tokens].get(mode="clip")[:, None]
+
+
+def int8_product(
+    x: Float[Array, "tokens in"], weight: Int8Weight[Array]
+) -> Float[Array, "tokens out"]:
+    """`x @ weight.T`, over all dimensions of the output at once.
+
+    Both halves are rows of one product, whose sums are integers and so exact in any
+    order. A token that is not finite is NaN everywhere.
+    """
+    chex.assert_axis_dimension_lt(x, 1, LONGEST)
+    halves, step = split_halves(x)
+    flat = weight.values.reshape(-1, x.shape[1])
+    sums: Int32[Array, "halves out"] = jax.lax.dot_general(
+        halves, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+    )
+    high, low = jnp.split(sums.astype(jnp.float32), 2)
+    return (high + low * LOW_SHARE) * weight.scale.reshape(1, -1) * step
+
+
+def split_halves(
+    x: Float[Array, "tokens in"],
+) -> tuple[Int8[Array, "halves in"], Float[Array, "tokens 1"]]:
+    """Tokens as `step * (high + low / 256)`: all high halves, then all low ones.
+
+    A token's step is the smallest power of two of which it has at most 127, or NaN
+    where the token is not finite. It is found in the bits, whose order as integers is
+    that of the numbers, with what is not finite above all others.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE
+    largest = jnp.max(bits, axis=1, keepdims=True)
+    power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
+    step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
+    steps = x / step
+    high = jnp.round(steps)
+    low = jnp.minimum(jnp.round((steps - high) / LOW_SHARE), LARGEST)
+    halves = jnp.concatenate([high, low]).astype(jnp.int8)
+    return halves, jnp.where(largest < EXPONENT, step, jnp.nan)
