@@ -31,8 +31,8 @@ class StatusSnapshot:
         compiles_after_ready: Executables built while serving; more than 0 is a fault.
         slots: Requests that can run at once; 0 before that is known.
         pages_total: Pages of the cache.
-        pages_used: Those that requests or the prefix tree hold.
-        pages_cached: Those that the prefix tree holds.
+        pages_used: Those that running requests hold.
+        pages_cached: Those that the prefix tree holds, some of them in use as well.
         prefix_hits: Admissions that found a part of their prompt in the prefix tree.
         preemptions: Requests that had to give up their slot and begin again.
         failed_dispatches: Steps that failed on the devices.

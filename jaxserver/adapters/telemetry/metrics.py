@@ -41,11 +41,11 @@ _GAUGES = {
     "jaxserver_cache_pages": ("pages_total", "Pages of the cache."),
     "jaxserver_cache_pages_used": (
         "pages_used",
-        "Pages that requests or the prefix tree hold.",
+        "Pages that running requests hold.",
     ),
     "jaxserver_cache_pages_cached": (
         "pages_cached",
-        "Pages that the prefix tree holds.",
+        "Pages that the prefix tree holds, some of them in use as well.",
     ),
 }
 _COUNTERS = {
