@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.adapters.engine.text import TextEngine
+from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
 from jaxserver.ports.config import ServerConfig
-from jaxserver.ports.errors import EngineFailed, NotReady
+from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
 from jaxserver.ports.generator import Stream
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.status import ServerState, StatusSnapshot
-from jaxserver.ports.types import GenerationRequest
+from jaxserver.ports.telemetry import RequestRecord
+from jaxserver.ports.types import GenerationRequest, Usage
 from jaxserver.snapshot import served_name, take_snapshot
-from jaxserver.wiring import Model, compile_model, start_engine
+from jaxserver.wiring import Model, compile_model, hear_requests, start_engine
 
 LOADING_RETRY_SECONDS = 5
 
@@ -27,6 +29,7 @@ class Host:
         model: What it serves, None before it is loaded.
         compiled: The executables, None before they are known.
         engine: What runs them, None before it is started.
+        metrics: What it has counted and measured so far.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -35,6 +38,8 @@ class Host:
         self.model: Model | None = None
         self.compiled: CompiledSteps | None = None
         self.engine: TextEngine | None = None
+        self.metrics = MetricsTelemetry(self.snapshot)
+        self._telemetry = hear_requests(config, self.metrics)
         self._state = ServerState.LOADING
         self._started_seconds = time.monotonic()
         self._compiles_at_ready = 0
@@ -59,7 +64,9 @@ class Host:
             on_loaded(self.model)
             self._state = ServerState.COMPILING
             self.compiled = compile_model(self.model, self.config, progress)
-            self.engine = start_engine(self.model, self.compiled, self.config)
+            self.engine = start_engine(
+                self.model, self.compiled, self.config, self._telemetry
+            )
         except BaseException:
             self._state = ServerState.FAILED
             raise
@@ -74,9 +81,13 @@ class Host:
         self._compiles_at_ready = COMPILES.count
 
     def generate(self, request: GenerationRequest) -> Stream:
-        if self.engine is None or self._state is not ServerState.READY:
-            raise self.not_ready()
-        return self.engine.generate(request)
+        try:
+            if self.engine is None or self._state is not ServerState.READY:
+                raise self.not_ready()
+            return self.engine.generate(request)
+        except JaxServerError as error:
+            self._telemetry.request_finished(_not_taken(request, error))
+            raise
 
     def drain(self, seconds: float) -> None:
         """Takes no more requests, lets those there are finish, and stops."""
@@ -84,6 +95,7 @@ class Host:
             self._state = ServerState.DRAINING
         if self.engine is not None:
             self.engine.close(seconds)
+        self._telemetry.close()
 
     def snapshot(self) -> StatusSnapshot:
         return take_snapshot(
@@ -120,3 +132,16 @@ class Host:
             return EngineFailed("the engine does not run any more")
         message = f"the server is {self._state.value}"
         return NotReady(message, LOADING_RETRY_SECONDS)
+
+
+def _not_taken(request: GenerationRequest, error: JaxServerError) -> RequestRecord:
+    """What is told of a request that the engine has not heard of."""
+    return RequestRecord(
+        request_id=None,
+        outcome=error.code,
+        usage=Usage(prompt_tokens=0, completion_tokens=0),
+        queue_seconds=None,
+        first_token_seconds=None,
+        total_seconds=0.0,
+        origin=request.origin,
+    )

@@ -28,10 +28,12 @@ from jaxserver.ports.handlers import (
     sampling_fields,
 )
 from jaxserver.ports.model import Params, PartitionRules
+from jaxserver.ports.origin import ORIGIN
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
+from jaxserver.profiling import JaxProfiler
 from jaxserver.snapshot import reachable_host
 from jaxserver.wiring import Load, Model, load_model, load_torch_model, take_model
 
@@ -190,6 +192,7 @@ class JAXServer:
             prompt=string,
             sampling=params,
             truncate=self.config.use_prefix_tokenizer,
+            origin=ORIGIN.get(),
         )
         text = ""
         with self.generate(request) as stream:
@@ -290,6 +293,8 @@ class JAXServer:
             instruct_formatter=instruct,
             tokenizer=LateTokenizer(lambda: self._host.loaded().tokenizer),
             status=self,
+            metrics=self._host.metrics,
+            profiler=JaxProfiler() if config.profile else None,
             handlers=handlers,
             api_key=config.api_key,
             truncate_prompts=config.use_prefix_tokenizer,

@@ -7,6 +7,7 @@ import jax
 import psutil
 
 from jaxserver.adapters.engine.compiling import COMPILES
+from jaxserver.adapters.engine.loop import LoopStats
 from jaxserver.adapters.engine.text import TextEngine, TextStats
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.memory import MemoryPlan
@@ -24,6 +25,7 @@ def take_snapshot(
 ) -> StatusSnapshot:
     """Gathers the numbers; there is no plan and no engine before they are made."""
     stats = TextStats() if engine is None else engine.stats
+    loop = LoopStats() if engine is None else engine.loop.stats
     is_ready = state is ServerState.READY
     return StatusSnapshot(
         model=served_name(config.model),
@@ -40,9 +42,17 @@ def take_snapshot(
         requests_served=stats.requests_served,
         prompts_served=stats.prompts_served,
         tokens_generated=stats.tokens_generated,
-        slots_in_use=0 if engine is None else engine.loop.stats.slots_in_use,
+        slots_in_use=loop.slots_in_use,
         queue_length=0 if engine is None else engine.queue_length,
         compiles_after_ready=COMPILES.count - compiles_at_ready if is_ready else 0,
+        slots=config.slots or 0,
+        pages_total=loop.pages_total,
+        pages_used=loop.pages_used,
+        pages_cached=loop.pages_cached,
+        prefix_hits=loop.prefix_hits,
+        preemptions=loop.preemptions,
+        failed_dispatches=loop.failed_dispatches,
+        unsound_rows=loop.unsound_rows,
     )
 
 

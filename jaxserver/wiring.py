@@ -23,7 +23,8 @@ from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
-from jaxserver.adapters.telemetry.log import LogTelemetry, NoTelemetry
+from jaxserver.adapters.telemetry.listeners import Listeners
+from jaxserver.adapters.telemetry.log import LogTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
 from jaxserver.adapters.tokenizers import gguf as gguf_tokenizer
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
@@ -41,11 +42,12 @@ from jaxserver.core.params import leaves
 from jaxserver.core.partition_rules import read_rules
 from jaxserver.core.sharding import make_mesh, num_devices
 from jaxserver.ports.config import DTYPES, ServerConfig
-from jaxserver.ports.errors import EngineFailed
+from jaxserver.ports.errors import EngineFailed, InvalidConfig
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, PartitionRules
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tensors import Checkpoint
 from jaxserver.ports.tokenizer import Tokenizer
 
@@ -184,18 +186,40 @@ def compile_model(
     return compiled
 
 
+def hear_requests(config: ServerConfig, metrics: Telemetry) -> Telemetry:
+    """All who want to hear of finished requests.
+
+    Raises:
+        InvalidConfig: Traces are wanted, but what sends them is not installed.
+    """
+    each = [metrics]
+    if config.logging:
+        each.append(LogTelemetry())
+    if config.traces:
+        each.append(_traces())
+    return Listeners(tuple(each))
+
+
+def _traces() -> Telemetry:
+    try:
+        from jaxserver.adapters.telemetry.traces import (  # noqa: PLC0415  # an extra
+            TraceTelemetry,
+        )
+    except ImportError as error:
+        allowed = "false, or true after pip install 'jaxserver[otel]'"
+        raise InvalidConfig("traces", "True", allowed) from error
+    return TraceTelemetry.to_collector()
+
+
 def start_engine(
     model: Model,
     compiled: CompiledSteps,
     config: ServerConfig,
+    telemetry: Telemetry,
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
     """Lets the engine run."""
-    shell = Shell(
-        telemetry=LogTelemetry() if config.logging else NoTelemetry(),
-        clock=time.monotonic,
-        new_seed=new_seed,
-    )
+    shell = Shell(telemetry, clock=time.monotonic, new_seed=new_seed)
     engine = model.engine
     lengths = Lengths.of(model.fns)
     text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)

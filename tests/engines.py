@@ -160,6 +160,9 @@ class Records:
     def request_finished(self, record: RequestRecord) -> None:
         self.all.append(record)
 
+    def close(self) -> None:
+        return None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:

@@ -182,6 +182,34 @@ class ScriptedGenerator:
         )
 
 
+class FixedMetrics:
+    """Metrics that say one thing."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def scrape(self) -> bytes:
+        return b"# HELP up Up.\n# TYPE up gauge\nup 1.0\n"
+
+
+class ScriptedProfiler:
+    """Waits as it is told to, and returns an archive that is none.
+
+    `asked` holds the seconds; `ended` says of each whether it was cancelled.
+    """
+
+    def __init__(self, fail: Callable[[], Exception] | None = None) -> None:
+        self.asked: list[float] = []
+        self.ended: list[bool] = []
+        self.fail = fail
+
+    def capture(self, seconds: float, cancelled: threading.Event) -> bytes:
+        self.asked.append(seconds)
+        if self.fail is not None:
+            raise self.fail()
+        self.ended.append(cancelled.wait(seconds))
+        return b"archive"
+
+
 class FixedStatus:
     """A server in whatever state a test puts it."""
 

@@ -202,6 +202,13 @@ class ServerConfig:
     process_id: int = _key(
         0, _integer(0), "Which of them this is; 0 takes the requests."
     )
+    traces: bool = _key(
+        False,
+        _BOOLEAN,
+        "Send OpenTelemetry traces where the OTEL_* variables say; wants the extra "
+        "`otel`.",
+    )
+    profile: bool = _key(False, _BOOLEAN, "Serve POST /profile.")
     api_key: str | None = _key(
         None, _or_none(_text("text")), "Wanted by every route but /health and /ready."
     )

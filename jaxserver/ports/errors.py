@@ -128,6 +128,15 @@ class EngineFailed(JaxServerError):
     code = "engine_failed"
 
 
+class ProfileRunning(JaxServerError):
+    """Only one profile can be taken at a time in one process."""
+
+    code = "profile_running"
+
+    def __init__(self) -> None:
+        super().__init__("a profile is being taken already, try again when it is done")
+
+
 class BrokenCheckpoint(JaxServerError):
     """A checkpoint's file does not hold what it should.
 

@@ -29,6 +29,14 @@ class StatusSnapshot:
         requests_served: Answers finished, of whatever route.
         prompts_served: Prompts admitted to a slot.
         compiles_after_ready: Executables built while serving; more than 0 is a fault.
+        slots: Requests that can run at once; 0 before that is known.
+        pages_total: Pages of the cache.
+        pages_used: Those that running requests hold.
+        pages_cached: Those that the prefix tree holds, some of them in use as well.
+        prefix_hits: Admissions that found a part of their prompt in the prefix tree.
+        preemptions: Requests that had to give up their slot and begin again.
+        failed_dispatches: Steps that failed on the devices.
+        unsound_rows: Answers that failed since their logits were not numbers.
     """
 
     model: str
@@ -44,6 +52,14 @@ class StatusSnapshot:
     slots_in_use: int
     queue_length: int
     compiles_after_ready: int
+    slots: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    failed_dispatches: int = 0
+    unsound_rows: int = 0
 
 
 class ServerStatus(Protocol):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from jaxserver.ports.errors import InvalidRequest
+from jaxserver.ports.origin import UNKNOWN, Origin
 
 MAX_SEED = 2**64 - 1
 MAX_STOP_STRINGS = 16
@@ -189,8 +190,9 @@ class GenerationRequest:
         priority: Requests with a lower one get their slots sooner.
         deadline_seconds: An answer that is not finished so long after it was asked for
             is an error instead.
+        origin: Who asked; requests that differ in it alone are equal.
 
-    What says when an answer is made never changes it.
+    What says when an answer is made, or for whom, never changes it.
 
     Raises:
         InvalidRequest: A number is not one of those allowed.
@@ -202,6 +204,7 @@ class GenerationRequest:
     streaming: bool = True
     priority: int = 0
     deadline_seconds: float | None = None
+    origin: Origin = dataclasses.field(default=UNKNOWN, compare=False)
 
     def __post_init__(self) -> None:
         low, high = -MAX_PRIORITY, MAX_PRIORITY

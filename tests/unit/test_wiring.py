@@ -20,7 +20,9 @@ from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
 from jaxserver.ports.model import TokenBatch
+from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
+from tests import engines
 from tests.contract.tiny_tokenizers import save, single_digits
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}!"
@@ -292,13 +294,20 @@ def compiled(
     return made
 
 
+def heard(config: ServerConfig) -> Telemetry:
+    """Who hears of requests, besides one who hears of all of them."""
+    return wiring.hear_requests(config, engines.Records())
+
+
 def test_what_is_wired_together_answers_its_prompts(
     config: ServerConfig,
     model: wiring.Model,
     compiled: CompiledSteps,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine = wiring.start_engine(model, compiled, config, new_seed=lambda: 11)
+    engine = wiring.start_engine(
+        model, compiled, config, heard(config), new_seed=lambda: 11
+    )
     try:
         with caplog.at_level(logging.INFO, "jaxserver"):
             asked = GenerationRequest(
@@ -329,7 +338,7 @@ def test_requests_are_logged_as_configured(
     logging_: bool,
 ) -> None:
     told = dataclasses.replace(config, logging=logging_)
-    engine = wiring.start_engine(model, compiled, told)
+    engine = wiring.start_engine(model, compiled, told, heard(told))
     with caplog.at_level(logging.INFO, "jaxserver"):
         asked = GenerationRequest(
             prompt=(5,), sampling=SamplingParams(max_new_tokens=1)

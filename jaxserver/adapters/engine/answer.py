@@ -8,7 +8,8 @@ from jaxserver.adapters.engine.stream import Channel, Item
 from jaxserver.core import detokenizer
 from jaxserver.core.detokenizer import TextState
 from jaxserver.ports.errors import JaxServerError
-from jaxserver.ports.telemetry import RequestRecord
+from jaxserver.ports.origin import UNKNOWN, Origin
+from jaxserver.ports.telemetry import Arrival, RequestRecord
 from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import (
     Chunk,
@@ -24,7 +25,9 @@ class Answer:
     """Owned by the decoding thread once its request has been submitted.
 
     Attributes:
+        origin: Who asked.
         is_cancelled: Written by whoever cancels.
+        arrivals: When tokens came, and how many.
         outcome: How it ended; None while it goes on.
     """
 
@@ -35,13 +38,14 @@ class Answer:
     tokenizer: Tokenizer
     queued_seconds: float
     deadline: float | None = None
+    origin: Origin = UNKNOWN
     is_cancelled: bool = False
     prompt_tokens: int = 0
     prompt_tokens_dropped: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     admitted_seconds: float | None = None
-    first_token_seconds: float | None = None
+    arrivals: list[Arrival] = dataclasses.field(default_factory=list)
     outcome: str | None = None
     text: TextState | None = None
 
@@ -50,11 +54,11 @@ class Answer:
         if isinstance(event.end, JaxServerError):
             self.outcome = event.end.code
             return event.end
-        if event.token_ids and self.first_token_seconds is None:
-            self.first_token_seconds = now
         pieces = [self.tokenizer.token_bytes(token) for token in event.token_ids]
         taken, text, is_stopped = self._read(pieces)
         self.completion_tokens += taken
+        if taken:
+            self.arrivals.append(Arrival(now - self.queued_seconds, taken))
         end = FinishReason.STOP if is_stopped else event.end
         if end is not None:
             self.outcome = end.value
@@ -139,16 +143,14 @@ class Answer:
 
     def record(self, now: float) -> RequestRecord:
         """What telemetry hears once the answer has ended."""
-        begun = self.queued_seconds
-
-        def since(moment: float | None) -> float | None:
-            return None if moment is None else moment - begun
-
+        begun, admitted = self.queued_seconds, self.admitted_seconds
         return RequestRecord(
             request_id=self.request_id,
             outcome=self.outcome or "open",
             usage=self._usage(),
-            queue_seconds=since(self.admitted_seconds),
-            first_token_seconds=since(self.first_token_seconds),
+            queue_seconds=None if admitted is None else admitted - begun,
+            first_token_seconds=self.arrivals[0].seconds if self.arrivals else None,
             total_seconds=now - begun,
+            arrivals=tuple(self.arrivals),
+            origin=self.origin,
         )

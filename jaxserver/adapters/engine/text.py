@@ -126,6 +126,7 @@ class TextEngine:
             tokenizer=self._tokenizer,
             queued_seconds=now,
             deadline=None if seconds is None else now + seconds,
+            origin=request.origin,
         )
         if threading.get_ident() == self._encoding_thread:
             raise EngineFailed("what a prompt keeps when it is cut asks for an answer")

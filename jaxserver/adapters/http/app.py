@@ -17,11 +17,15 @@ from jaxserver.adapters.http.errors import Refused, error_json, failure_of
 from jaxserver.adapters.http.handler_pool import HandlerPool
 from jaxserver.adapters.http.openai import OpenAIRoutes
 from jaxserver.adapters.http.original import OriginalRoutes
+from jaxserver.adapters.http.request_id import RequestIds, name_header
 from jaxserver.adapters.http.scope import route_path
 from jaxserver.adapters.http.system import StatusRoutes, TokenizerRoutes
+from jaxserver.adapters.http.watching import MetricsRoutes, ProfileRoutes
 from jaxserver.ports.errors import JaxServerError, NotReady
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.handlers import Handlers
+from jaxserver.ports.metrics import Metrics
+from jaxserver.ports.profiling import Profiler
 from jaxserver.ports.prompt import PromptFormatter
 from jaxserver.ports.status import ServerStatus
 from jaxserver.ports.tokenizer import Tokenizer
@@ -38,6 +42,8 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
     instruct_formatter: PromptFormatter | None = None,
     tokenizer: Tokenizer | None = None,
     status: ServerStatus | None = None,
+    metrics: Metrics | None = None,
+    profiler: Profiler | None = None,
     handlers: Handlers | None = None,
     api_key: str | None = None,
     truncate_prompts: bool = True,
@@ -52,6 +58,8 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
         instruct_formatter: Writes `/instruct` down, where that is done otherwise.
         tokenizer: Brings `/tokenize` and `/detokenize`.
         status: Brings `/status`, `/health`, `/ready` and `/v1/models`.
+        metrics: Brings `/metrics`.
+        profiler: Brings `/profile`.
         handlers: Functions that answer `/instruct` and `/chat` instead.
         api_key: Wanted by everything but `/health` and `/ready`.
         truncate_prompts: Cut prompts that are too long on `/instruct` and `/chat`.
@@ -63,6 +71,7 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
     app = _bare_app(pool)
     if api_key is not None:
         app.add_middleware(ApiKeyGate, api_key=api_key)
+    app.add_middleware(RequestIds)
     original = OriginalRoutes(
         generator=generator,
         formatter=formatter,
@@ -79,6 +88,10 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
     app.include_router(openai.router())
     if status is not None:
         app.include_router(StatusRoutes(status=status).router())
+    if metrics is not None:
+        app.include_router(MetricsRoutes(metrics=metrics).router())
+    if profiler is not None:
+        app.include_router(ProfileRoutes(profiler=profiler, read=read).router())
     if tokenizer is not None:
         app.include_router(TokenizerRoutes(tokenizer=tokenizer, read=read).router())
     return app
@@ -114,7 +127,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return Response(
         error_json(failure, path),
         failure.status,
-        headers=failure.headers,
+        headers={**failure.headers, **name_header(request.scope)},
         media_type="application/json",
     )
 

@@ -12,6 +12,7 @@ from jaxserver.ports.errors import (
     InvalidRequest,
     JaxServerError,
     NoChatTemplate,
+    ProfileRunning,
     PromptTooLong,
     ServerFull,
     Unavailable,
@@ -127,6 +128,8 @@ def _port_failure(error: JaxServerError, path: str) -> Failure:
             )
         case DeadlineExceeded():
             return Failure(status=504, code=error.code, message=str(error))
+        case ProfileRunning():
+            return Failure(status=409, code=error.code, message=str(error))
         case EngineFailed():
             return Failure(status=500, code=error.code, message=str(error))
         case _:

@@ -36,6 +36,7 @@ from jaxserver.adapters.http.sse import EventStream
 from jaxserver.adapters.http.system import check_ready
 from jaxserver.adapters.http.wire import json_response
 from jaxserver.ports.generator import Generator
+from jaxserver.ports.origin import ORIGIN
 from jaxserver.ports.prompt import PromptFormatter, Rendered
 from jaxserver.ports.status import ServerStatus
 
@@ -95,7 +96,7 @@ class OpenAIRoutes:
         # In a thread, since a formatter may be the user's own and take its time.
         messages = body.conversation()
         prompt = await asyncio.to_thread(Rendered.by, self.formatter, messages)
-        wanted = body.to_request(prompt)
+        wanted = body.to_request(prompt, ORIGIN.get())
         chunks = chunks_of(self.generator, wanted)
         if body.stream:
             return EventStream(chat_events(head, chunks))
@@ -107,7 +108,7 @@ class OpenAIRoutes:
         body = await self.read(request, CompletionBody)
         body.check()
         head = self._head("cmpl", body)
-        wanted = body.to_request(body.prompt)
+        wanted = body.to_request(body.prompt, ORIGIN.get())
         chunks = chunks_of(self.generator, wanted)
         if body.stream:
             return EventStream(text_events(head, chunks))

@@ -29,6 +29,7 @@ from jaxserver.adapters.http.wire import (
     TopK,
     WireModel,
 )
+from jaxserver.ports.origin import Origin
 from jaxserver.ports.types import (
     MAX_END_IDS,
     MAX_LOGIT_BIAS,
@@ -183,7 +184,9 @@ class OpenAIBody(WireModel):
     def sampling_params(self) -> SamplingParams:
         """How tokens are to be chosen."""
 
-    def to_request(self, prompt: str | tuple[int, ...]) -> GenerationRequest:
+    def to_request(
+        self, prompt: str | tuple[int, ...], origin: Origin
+    ) -> GenerationRequest:
         """The request for a prompt that is written out."""
         return GenerationRequest(
             prompt=prompt,
@@ -191,6 +194,7 @@ class OpenAIBody(WireModel):
             streaming=bool(self.stream),
             priority=self.priority or 0,
             deadline_seconds=self.deadline_seconds,
+            origin=origin,
         )
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pydantic
+from starlette.responses import JSONResponse, Response
 
 from jaxserver.adapters.http.errors import ErrorBody, OpenAIErrorBody
 
@@ -21,22 +22,30 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def route(
-    answer: Any,
+    answer: Any = None,
     *,
     body: type[pydantic.BaseModel] | None = None,
     streams: bool = False,
     openai: bool = False,
+    media: str | None = None,
     also: dict[int, str] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of `add_api_route` that describe what a route takes and gives."""
+    """Arguments of `add_api_route` that describe what a route takes and gives.
+
+    An answer that is no JSON is described by its `media` type alone.
+    """
     form = OpenAIErrorBody if openai else ErrorBody
     errors = {**_ERRORS, **(_BODY_ERRORS if body else {}), **(also or {})}
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": form, "description": text} for status, text in errors.items()
     }
     responses["default"] = {"model": form, "description": "Any other error."}
-    responses[200] = {"model": answer, "content": _EVENTS if streams else {}}
+    if media is None:
+        responses[200] = {"model": answer, "content": _EVENTS if streams else {}}
+    else:
+        responses[200] = {"content": {media: {"schema": {"type": "string"}}}}
     return {
+        "response_class": JSONResponse if media is None else Response,
         "methods": ["GET" if body is None else "POST"],
         "responses": responses,
         "openapi_extra": {} if body is None else {"requestBody": _request_body(body)},

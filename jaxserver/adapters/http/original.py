@@ -39,6 +39,7 @@ from jaxserver.ports.handlers import (
     InstructRequest,
     sampling_fields,
 )
+from jaxserver.ports.origin import ORIGIN
 from jaxserver.ports.prompt import PromptFormatter, Rendered, conversation
 from jaxserver.ports.types import Chunk, GenerationRequest, Message, SamplingParams
 
@@ -124,6 +125,7 @@ class OriginalRoutes:
             streaming=bool(body.stream),
             priority=body.priority or 0,
             deadline_seconds=body.deadline_seconds,
+            origin=ORIGIN.get(),
         )
         chunks = chunks_of(self.generator, wanted)
         if body.stream:

@@ -15,11 +15,19 @@ class LogTelemetry:
 
     def request_finished(self, record: RequestRecord) -> None:
         with contextlib.suppress(Exception):
-            LOGGER.info("%s", json.dumps(dataclasses.asdict(record)))
+            LOGGER.info("%s", json.dumps(_fields(record)))
 
-
-class NoTelemetry:
-    """Keeps quiet, for `logging = false`."""
-
-    def request_finished(self, record: RequestRecord) -> None:
+    def close(self) -> None:
         return None
+
+
+def _fields(record: RequestRecord) -> dict[str, object]:
+    return {
+        "request_id": record.request_id,
+        "x_request_id": record.origin.request_id,
+        "outcome": record.outcome,
+        "usage": dataclasses.asdict(record.usage),
+        "queue_seconds": record.queue_seconds,
+        "first_token_seconds": record.first_token_seconds,
+        "total_seconds": record.total_seconds,
+    }

@@ -42,6 +42,8 @@ OWN_DEFAULTS = {
     "coordinator": None,
     "num_processes": 1,
     "process_id": 0,
+    "traces": False,
+    "profile": False,
     "api_key": None,
 }
 LARGEST = 2**31 - 1
@@ -137,6 +139,8 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
     "coordinator": ([None, "10.0.0.1:4000"], ["", 1], "HOST:PORT, or none"),
     "num_processes": ends(1),
     "process_id": ends(0),
+    "traces": SWITCH,
+    "profile": SWITCH,
     "api_key": ([None, "sesame"], ["", 1, b"sesame"], "text, or none"),
 }
 ACCEPTED = [(key, value) for key, rule in RULES.items() for value in rule[0]]

@@ -37,6 +37,9 @@ class Remembered:
     def request_finished(self, record: RequestRecord) -> None:
         self.heard.append(record.outcome)
 
+    def close(self) -> None:
+        self.heard.append("close")
+
     def names(self) -> list[str]:
         return ["norm"]
 
@@ -74,7 +77,8 @@ def test_listeners_are_called_with_values() -> None:
             total_seconds=0.5,
         )
     )
-    assert remembered.heard == [("load", 1, 2), "stop"]
+    telemetry.close()
+    assert remembered.heard == [("load", 1, 2), "stop", "close"]
 
 
 def test_a_checkpoint_names_its_tensors() -> None:

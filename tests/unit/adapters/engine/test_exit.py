@@ -15,7 +15,7 @@ from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.orders import NoOrders
 from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
-from jaxserver.adapters.telemetry.log import NoTelemetry
+from jaxserver.adapters.telemetry.listeners import Listeners
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.steps import Outcome
 from jaxserver.ports.config import ServerConfig
@@ -46,7 +46,7 @@ class Endless(Device):
     def decode(self, plan, now):
         return self._step(plan, now)
 
-shell = Shell(NoTelemetry(), time.monotonic, lambda: 1)
+shell = Shell(Listeners(()), time.monotonic, lambda: 1)
 engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Lengths(4096), shell)
 engine.start(lambda on_events: EngineLoop(Endless(), SIZES, on_events, time.monotonic))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]

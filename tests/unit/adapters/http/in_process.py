@@ -10,7 +10,14 @@ from fastapi import FastAPI
 
 from jaxserver.adapters.http.app import create_app
 from jaxserver.ports.status import ServerState
-from tests.fakes import ByteFormatter, ByteTokenizer, FixedStatus, ScriptedGenerator
+from tests.fakes import (
+    ByteFormatter,
+    ByteTokenizer,
+    FixedMetrics,
+    FixedStatus,
+    ScriptedGenerator,
+    ScriptedProfiler,
+)
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}
@@ -29,7 +36,13 @@ def app_of(
     return create_app(
         generator or ScriptedGenerator("Hel", "lo"),
         ByteFormatter(),
-        **{"tokenizer": ByteTokenizer(), "status": FixedStatus(state), **options},
+        **{
+            "tokenizer": ByteTokenizer(),
+            "status": FixedStatus(state),
+            "metrics": FixedMetrics(),
+            "profiler": ScriptedProfiler(),
+            **options,
+        },
     )
 
 

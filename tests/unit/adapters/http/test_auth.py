@@ -11,6 +11,8 @@ from tests.unit.adapters.http.in_process import app_of, call, get
 KEY = "pässwört:with colon"
 PATHS = [
     ("GET", "/status"),
+    ("GET", "/metrics"),
+    ("POST", "/profile"),
     ("GET", "/v1/models"),
     ("GET", "/openapi.json"),
     ("GET", "/nowhere"),

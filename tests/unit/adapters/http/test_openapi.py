@@ -11,6 +11,7 @@ POSTS = [
     "/chat",
     "/detokenize",
     "/instruct",
+    "/profile",
     "/tokenize",
     "/v1/chat/completions",
     "/v1/completions",
@@ -40,6 +41,7 @@ def test_every_route_is_described() -> None:
     assert sorted(path for path in paths if "post" in paths[path]) == POSTS
     assert sorted(path for path in paths if "get" in paths[path]) == [
         "/health",
+        "/metrics",
         "/ready",
         "/status",
         "/v1/models",
@@ -95,3 +97,15 @@ def test_a_handlers_answer_may_be_any_object() -> None:
     }
     assert answers["/chat"]["schema"]["type"] == "object"
     assert "anyOf" in answers["/instruct"]["schema"]
+
+
+def test_what_is_no_json_is_described_by_its_own_form() -> None:
+    def answer(path: str, method: str) -> dict[str, Any]:
+        responses = DESCRIPTION["paths"][path][method]["responses"]
+        content: dict[str, Any] = responses["200"]["content"]
+        return content
+
+    assert set(answer("/metrics", "get")) == {"text/plain"}
+    assert set(answer("/profile", "post")) == {"application/zip"}
+    conflict = DESCRIPTION["paths"]["/profile"]["post"]["responses"]["409"]
+    assert "already" in conflict["description"]

@@ -87,8 +87,8 @@ def test_a_tokenizer_that_is_not_there_yet_is_503() -> None:
 
 def test_a_route_whose_port_is_not_given_is_not_there() -> None:
     app = create_app(ScriptedGenerator("x"), ByteFormatter())
-    for path in ("/status", "/health", "/ready", "/v1/models"):
+    for path in ("/status", "/health", "/ready", "/metrics", "/v1/models"):
         assert get(app, path).status_code == 404
-    for path in ("/tokenize", "/detokenize"):
+    for path in ("/tokenize", "/detokenize", "/profile"):
         assert post(app, path, {}).status_code == 404
     assert post(app, "/instruct", {"prompt": "p"}).status_code == 200
