@@ -99,13 +99,16 @@ class JAXServer:
         cls,
         path: str | os.PathLike[str],
         config: ServerConfig | Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        partition_rules: PartitionRules = (),
     ) -> Self:
         """Loads PyTorch's weights by the Flax class's own `from_pt`, with PyTorch.
 
-        Safetensors need none: `load` reads them. The errors are those of `load`.
+        Safetensors need none: `load` reads them. Arguments and errors are `load`'s.
         """
         server = cls(ServerConfig.of(config, path))
-        server._start(load_torch_model)
+        load = functools.partial(load_torch_model, partition_rules=partition_rules)
+        server._start(load, progress)
         return server
 
     @classmethod

@@ -99,16 +99,19 @@ def load_model(
     return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
-def load_torch_model(config: ServerConfig, progress: Progress) -> Model:
+def load_torch_model(
+    config: ServerConfig, progress: Progress, partition_rules: PartitionRules = ()
+) -> Model:
     """As `load_model`, a Flax class by its own way from PyTorch's files."""
     path = locate(config.model, progress)
     need_torch(str(path))
     checkpoint = open_checkpoint(path)
     if is_native(checkpoint, config):
-        return load_model(config, progress)
+        return load_model(config, progress, partition_rules)
     dtype = _computed_dtype(config)
     model = model_from_pytorch(checkpoint, dtype)
-    backend = backend_in_memory(model, None, config, _place(config), dtype)
+    place = _place(config, partition_rules)
+    backend = backend_in_memory(model, None, config, place, dtype)
     return _made(config, backend, *_read_text_parts(checkpoint), progress)
 
 
@@ -274,6 +277,9 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
 
 
 def _place(config: ServerConfig, partition_rules: PartitionRules = ()) -> Place:
+    if config.num_processes != jax.process_count():
+        allowed = f"{jax.process_count()} here; `jaxserver serve` joins several"
+        raise InvalidConfig("num_processes", str(config.num_processes), allowed)
     shape, names = config.mesh_axes_shape, config.mesh_axes_names
     mesh = make_mesh(shape, names, jax.devices())
     return Place(mesh, read_rules(partition_rules))

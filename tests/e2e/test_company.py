@@ -47,6 +47,7 @@ def ask(url: str, body: dict[str, Any]) -> tuple[object, ...]:
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     choice, usage = answer.json()["choices"][0], answer.json()["usage"]
+    del usage["prompt_tokens_details"]  # what was there already is no part of an answer
     return choice["text"], choice["logprobs"], choice["finish_reason"], usage
 
 

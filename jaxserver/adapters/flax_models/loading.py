@@ -35,7 +35,7 @@ def empty_model(checkpoint: Checkpoint, dtype: Any) -> Any:
     mend()
     config = _config(checkpoint)
     served_config(config, not config.is_encoder_decoder)  # refuses what it cannot mend
-    model = _without_weights(_class(config), config, dtype)
+    model = without_weights(_class(config), config, dtype)
     if (Path(checkpoint.path) / "generation_config.json").exists():
         model.generation_config = _generation_config(checkpoint.path)
     return model
@@ -127,8 +127,12 @@ def _class_of_type(config: Any) -> Any:
     return mapping[type(config)]
 
 
-def _without_weights(kind: Any, config: Any, dtype: Any) -> Any:
-    """Of a class that cannot be made without weights, only their shapes are made."""
+def without_weights(kind: Any, config: Any, dtype: Any) -> Any:
+    """A model of a class; of one that cannot be made without weights, their shapes.
+
+    Raises:
+        UnsupportedModel: The class does not take these settings.
+    """
     if config.model_type != "encoder-decoder":
         try:
             return kind(config, dtype=dtype, _do_init=False)

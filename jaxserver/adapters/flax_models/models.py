@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxserver.adapters.flax_models.decoders import decoder
 from jaxserver.adapters.flax_models.encoder_decoders import encoder_decoder
+from jaxserver.adapters.flax_models.loading import without_weights
 from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.row_fns import fns_of
 from jaxserver.adapters.flax_models.rules import answer_rules, decoder_prompt, end_ids
@@ -64,22 +65,13 @@ def flax_model(model: Any, max_length: int, dtype: Any = jnp.float32) -> FlaxMod
 
 
 def _check_kind(model: Any) -> None:
-    can_generate = getattr(model, "can_generate", lambda: False)()
-    if not can_generate or model.main_input_name != "input_ids":
-        raise UnsupportedModel(type(model).__name__, SUPPORTED)
-
-
-def _built(model: Any, config: Any, dtype: Any) -> Any:
-    """The same class around another configuration, without parameters.
-
-    A class of encoder and decoder can only be made with random ones, which are dropped.
-    """
-    kind = type(model)
-    if config.model_type == "encoder-decoder":
-        built = kind(config, dtype=dtype)
-        built._params = None
-        return built
-    return kind(config, dtype=dtype, _do_init=False)
+    name = type(model).__name__
+    if not getattr(model, "can_generate", lambda: False)():
+        raise UnsupportedModel(f"{name}, whose can_generate() is not true,", SUPPORTED)
+    if model.main_input_name != "input_ids":
+        raise UnsupportedModel(f"{name}, which reads no token ids,", SUPPORTED)
+    if not hasattr(getattr(model.config, "decoder", model.config), "vocab_size"):
+        raise UnsupportedModel(f"{name}, whose config has no vocab_size,", SUPPORTED)
 
 
 def _fitted(
@@ -87,17 +79,17 @@ def _fitted(
 ) -> tuple[Any, int | None]:
     """A model whose masks and tables are as long as its rows, and no longer.
 
-    Returns it, and how many positions it has learned, None where it can go on for ever.
+    Returns it, and how many positions it knows, None where it can go on for ever.
     """
     learned = getattr(config, _POSITIONS, None)
     if learned is None:
-        return _built(model, config, dtype), _composed_positions(config)
+        return without_weights(type(model), config, dtype), _composed_positions(config)
     cut = copy.deepcopy(config)
-    setattr(cut, _POSITIONS, sizes_of(max_length, None, 1).capacity)
-    served = _built(model, cut, dtype)
+    setattr(cut, _POSITIONS, min(learned, sizes_of(max_length, None, 1).capacity))
+    served = without_weights(type(model), cut, dtype)
     if _shapes(served.params_shape_tree) == _shapes(model.params_shape_tree):
-        return served, None
-    return _built(model, config, dtype), learned - first_position(config)
+        return served, learned
+    return without_weights(type(model), config, dtype), learned - first_position(config)
 
 
 def _composed_positions(config: Any) -> int | None:

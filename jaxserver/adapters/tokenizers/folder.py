@@ -23,7 +23,13 @@ SET_ENDS = {
         "eos_token": "<|END_OF_TURN_TOKEN|>",
     },
 }
-SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+SLOW_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def from_folder(path: str | Path) -> PieceTokenizer:
