@@ -170,7 +170,7 @@ def assert_same(form: Form, found: HostArray, expected: HostArray) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@int8_too
+@every_form
 @given(seed=SEEDS, cuts=cuts())
 def test_prefill_in_chunks_equals_prefill_at_once(
     form: Form, seed: int, cuts: Sequence[int]
