@@ -47,11 +47,13 @@ def copy_pages(
 ) -> KVCache:
     """Copies the first `length` tokens of each source page over its target page.
 
-    Block by block, so that the work is proportional to the tokens copied.
+    Block by block, so that the work is proportional to the tokens copied. A target that
+    is no page gets nothing.
     """
 
     def copy_page(which: Array, cache: KVCache) -> KVCache:
-        pair, count = (source[which], target[which]), length[which]
+        pair = (source[which], target[which])
+        count = jnp.where(target[which] < cache.keys[0].shape[0], length[which], 0)
 
         def copy_block(nth: Array, cache: KVCache) -> KVCache:
             return KVCache(
