@@ -60,7 +60,7 @@ class TraceTelemetry:
         )
         if record.outcome not in _GOOD_OUTCOMES:
             request.set_status(StatusCode.ERROR, record.outcome)
-        inside = set_span_in_context(request, Context())
+        inside = set_span_in_context(request)
         for phase in _phases(record):
             span = self._tracer.start_span(
                 phase.name,
@@ -78,7 +78,7 @@ class TraceTelemetry:
         """The client's span; never one that this thread happens to be in."""
         header = record.origin.traceparent
         carrier = {} if header is None else {"traceparent": header}
-        return self._propagator.extract(carrier, Context())
+        return self._propagator.extract(carrier)
 
 
 def _attributes(record: RequestRecord) -> dict[str, str | int]:
