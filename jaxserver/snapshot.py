@@ -46,6 +46,7 @@ def take_snapshot(
         queue_length=0 if engine is None else engine.queue_length,
         compiles_after_ready=COMPILES.count - compiles_at_ready if is_ready else 0,
         slots=config.slots or 0,
+        queued_tokens=loop.queued_tokens,
         pages_total=loop.pages_total,
         pages_used=loop.pages_used,
         pages_cached=loop.pages_cached,

@@ -30,6 +30,7 @@ class StatusSnapshot:
         prompts_served: Prompts admitted to a slot.
         compiles_after_ready: Executables built while serving; more than 0 is a fault.
         slots: Requests that can run at once; 0 before that is known.
+        queued_tokens: Of the prompts that wait for a slot.
         pages_total: Pages of the cache.
         pages_used: Those that running requests hold.
         pages_cached: Those that the prefix tree holds, some of them in use as well.
@@ -53,6 +54,7 @@ class StatusSnapshot:
     queue_length: int
     compiles_after_ready: int
     slots: int = 0
+    queued_tokens: int = 0
     pages_total: int = 0
     pages_used: int = 0
     pages_cached: int = 0

@@ -132,10 +132,13 @@ def test_a_full_server_counts_whom_it_refuses_and_who_waits(
     refused = client_of(server).post("/instruct", json={"prompt": "p"})
     assert refused.status_code == 429
     assert ended(server, "server_full") == 1
+    assert server._host.engine is not None
+    engines.tokenised(server._host.engine)
     gate.allow(1)
     assert eventually(lambda: counted(server, "slots_in_use") > 0)
     waiting = slots + 1 - counted(server, "slots_in_use")
     assert counted(server, "queue_length") == waiting
+    assert eventually(lambda: counted(server, "queued_tokens") == 5 * waiting)
     assert counted(server, "cache_pages") > 0
     assert counted(server, "cache_pages_used") > 0
     gate.open()

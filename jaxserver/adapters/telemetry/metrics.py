@@ -36,6 +36,10 @@ _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 _GAUGES = {
     "jaxserver_queue_length": ("queue_length", "Requests that wait for a slot."),
+    "jaxserver_queued_tokens": (
+        "queued_tokens",
+        "Tokens of the prompts that wait for a slot.",
+    ),
     "jaxserver_slots": ("slots", "Requests that can run at once."),
     "jaxserver_slots_in_use": ("slots_in_use", "Requests that run."),
     "jaxserver_cache_pages": ("pages_total", "Pages of the cache."),

@@ -53,6 +53,15 @@ def test_it_reads_a_chat_with_logprobs() -> None:
     assert answer.usage.completion_tokens == 2
 
 
+def test_it_knows_the_name_of_its_request() -> None:
+    with client_of() as client:
+        answer = client.chat.completions.create(
+            model="fake", messages=HI, extra_headers={"X-Request-Id": "mine"}
+        )
+    assert answer._request_id == "mine"
+    assert answer.id.startswith("chatcmpl-")
+
+
 def test_it_may_send_an_answer_back() -> None:
     with client_of() as client:
         answer = client.chat.completions.create(model="fake", messages=HI)

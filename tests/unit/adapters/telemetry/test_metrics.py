@@ -124,6 +124,7 @@ def test_the_servers_own_numbers_are_read_when_they_are_asked_for() -> None:
             compiles_after_ready=9,
             failed_dispatches=10,
             unsound_rows=11,
+            queued_tokens=12,
         )
 
     metrics = MetricsTelemetry(snapshot)
@@ -142,8 +143,9 @@ def test_the_servers_own_numbers_are_read_when_they_are_asked_for() -> None:
         "compiles_after_ready_total",
         "failed_dispatches_total",
         "unsound_rows_total",
+        "queued_tokens",
     )
-    assert [found[f"jaxserver_{name}"] for name in names] == list(range(1, 12))
+    assert [found[f"jaxserver_{name}"] for name in names] == list(range(1, 13))
     assert asked == [1]
 
 
