@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxserver.adapters.checkpoints.torch_names import as_huggingface
 from jaxserver.adapters.flax_models.loading import empty_model
 from jaxserver.adapters.flax_models.models import FlaxModel, flax_model
-from jaxserver.adapters.flax_models.weights import flax_weights
+from jaxserver.adapters.flax_models.weights import flax_weights, plain_params
 from jaxserver.core.families import llama
 from jaxserver.core.loading import load_params, load_tree, place_params, read_config
 from jaxserver.core.params import kept_as, param_specs
@@ -99,8 +99,10 @@ def backend_in_memory(
     flax, specs = _flax(model, config, place, dtype)
     dtypes = (DTYPES[config.dtype], dtype)
 
+    given = plain_params(params or model.params)
+
     def load(progress: Progress) -> Params:
-        return place_params(specs, params or model.params, place.mesh, dtypes)
+        return place_params(specs, given, place.mesh, dtypes)
 
     return Backend(flax.fns, specs, place, dtype, load, flax.end_ids)
 

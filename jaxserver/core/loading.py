@@ -133,6 +133,7 @@ def place_params(
     specs: Any, params: Params, mesh: Mesh, dtypes: tuple[str, str]
 ) -> Params:
     """As `load_params`, for parameters that are in memory; only floats are rounded."""
+    _check_given(specs, params)
     rounded, kept = (_numpy_dtype(name) for name in dtypes)
 
     def place(spec: ParamSpec, leaf: Any) -> Array:
@@ -141,6 +142,26 @@ def place_params(
         return put(values, named_sharding(spec.axes, spec.shape, mesh))
 
     return jax.tree.map(place, specs, params, is_leaf=is_spec)
+
+
+def _check_given(specs: Any, params: Params) -> None:
+    wanted = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(spec.shape)
+        for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
+    }
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for path in sorted(wanted.keys() | found.keys()):
+        if wanted.get(path) != found.get(path):
+            expected, shape = wanted.get(path), found.get(path)
+            raise BrokenCheckpoint(
+                "the parameters given",
+                path,
+                expected=f"shape {expected}" if expected is not None else "no such",
+                found=f"shape {shape}" if shape is not None else "none",
+            )
 
 
 def _load(

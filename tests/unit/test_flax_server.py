@@ -1,6 +1,6 @@
 """A model and a tokenizer in memory, served with everything the engine offers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxserver import GenerationRequest, JAXServer, SamplingParams
 from jaxserver.adapters.flax_models.models import flax_model
-from jaxserver.ports.errors import UnsupportedModel
+from jaxserver.ports.errors import BrokenCheckpoint, UnsupportedModel
 from jaxserver.ports.model import TokenBatch
 from tests.flax_answers import VOCAB, answered, generated, serving, tokenizer
 from tests.tiny_flax import (
@@ -101,6 +101,48 @@ def test_a_table_of_learned_positions_cuts_the_length_and_one_line_says_so(
     said = [record.message for record in caplog.records]
     assert said.count("max_length is cut to the model's 64 tokens") == 1
     assert sum("cut" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "length"),
+    [
+        ("big_bird", {"attention_type": "block_sparse", "block_size": 8}, 56),
+        ("llama", {"max_position_embeddings": 64}, 64),
+    ],
+)
+def test_rows_are_no_longer_than_the_model_knows_its_way(
+    kind: str, settings: dict[str, Any], length: int
+) -> None:
+    """PyTorch's sparse attention is full attention up to 5 and 2 more blocks."""
+    config = config_of(kind, **{**CAUSAL[kind], **longer(kind, 512), **settings})
+    if kind == "big_bird":
+        config.num_random_blocks = 1
+    model = flax_class(kind)(config, _do_init=False)
+    assert flax_model(model, 200).fns.max_len == length
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: {"params": params}, None),
+        (lambda params: {}, "expected shape .* found none"),
+        (
+            lambda params: {**params, "more": np.ones(3)},
+            "more: expected no such, found",
+        ),
+    ],
+)
+def test_parameters_are_looked_at_before_they_are_placed(
+    change: Callable[[Any], Any], message: str | None
+) -> None:
+    tiny = causal("gpt2", vocab_size=VOCAB)
+    lazy = {**CONFIG, "pre_compile": False}
+    given = change(tiny.params) or {"transformer": {}}
+    if message is None:
+        JAXServer.load_from_params(tiny.model, tokenizer(), given, lazy).end()
+        return
+    with pytest.raises(BrokenCheckpoint, match=message):
+        JAXServer.load_from_params(tiny.model, tokenizer(), given, lazy)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma", "gptj", "xglm"])

@@ -290,7 +290,7 @@ def compiled(
     heard: list[tuple[str, int, int]] = []
     with compile_cache(tmp_path_factory.mktemp("compiled")):
         made = wiring.compile_model(model, config, lambda *one: heard.append(one))
-    assert heard == [("compile", count, 3) for count in (1, 2, 3)]
+    assert heard == [("compile", count, 4) for count in (1, 2, 3, 4)]
     return made
 
 

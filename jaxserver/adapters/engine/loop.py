@@ -89,6 +89,7 @@ class EngineLoop:
         self._is_stopped = False
         self._is_closed = False
         self._submitting = threading.Lock()
+        self._count()
         self._thread = threading.Thread(
             target=self._run, name="jaxserver-engine", daemon=True
         )

@@ -12,7 +12,7 @@ from jaxserver.adapters.flax_models.loading import without_weights
 from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.row_fns import fns_of
 from jaxserver.adapters.flax_models.rules import answer_rules, decoder_prompt, end_ids
-from jaxserver.adapters.flax_models.settings import parts_of, served_config
+from jaxserver.adapters.flax_models.settings import most_tokens, parts_of, served_config
 from jaxserver.adapters.flax_models.sizes import first_position, sizes_of
 from jaxserver.ports.errors import UnsupportedModel
 from jaxserver.ports.model import ModelFns, Params
@@ -50,7 +50,9 @@ def flax_model(model: Any, max_length: int, dtype: Any = jnp.float32) -> FlaxMod
     mend()
     config = served_config(model.config, not model.config.is_encoder_decoder)
     served, positions = _fitted(model, config, max_length, dtype)
-    sizes = sizes_of(max_length, positions, _vocab_size(served.config))
+    bounds = (positions, most_tokens(model.config))
+    bound = min((count for count in bounds if count is not None), default=None)
+    sizes = sizes_of(max_length, bound, _vocab_size(served.config))
     rules = answer_rules(model.generation_config)
     if model.config.is_encoder_decoder:
         parts = encoder_decoder(served, sizes, sizes.max_len)

@@ -89,6 +89,18 @@ def served_config(config: Any, is_causal: bool) -> Any:
     return config
 
 
+def most_tokens(config: Any) -> int | None:
+    """How long rows may be until PyTorch would run them in another way.
+
+    BigBird's attention is sparse from the length on at which its blocks of a query, the
+    first, the last, the neighbours and the random ones, are not all there are.
+    """
+    if getattr(config, "attention_type", None) != "block_sparse":
+        return None
+    blocks: int = 5 + 2 * config.num_random_blocks
+    return blocks * int(config.block_size)
+
+
 def parts_of(config: Any) -> list[Any]:
     """The encoder's and the decoder's, where a model is made of two others."""
     parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
@@ -137,9 +149,13 @@ def _mend_gemma(config: Any) -> None:
 
 
 def _mend_big_bird(config: Any) -> None:
-    """Sparse attention is neither causal nor cached; full attention has its weights."""
+    """Sparse attention is neither causal nor cached; on short rows it is full."""
     if config.attention_type != "original_full":
-        LOGGER.info("%s attention is served as original_full", config.attention_type)
+        LOGGER.info(
+            "%s attention is served as original_full, as it is for up to %d tokens",
+            config.attention_type,
+            most_tokens(config),
+        )
     config.attention_type = "original_full"
 
 

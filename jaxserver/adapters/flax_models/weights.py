@@ -30,6 +30,15 @@ _PYTORCHS_OWN = re.compile(
 )
 
 
+def plain_params(params: Any) -> Any:
+    """Parameters as nested mappings, out of what Flax may have wrapped them in."""
+    if isinstance(params, Mapping):
+        params = {name: plain_params(part) for name, part in params.items()}
+        if params.keys() == {"params"}:
+            return params["params"]
+    return params
+
+
 def flax_weights(checkpoint: Checkpoint, model: Any) -> Checkpoint:
     """The checkpoint with its tensors under the model's own paths, joined by slashes.
 
