@@ -272,7 +272,8 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
         row_parts=row_parts,
         tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
         pages=config.num_pages,
-        prefix_cache=config.prefix_cache,
+        # Between processes the order of a sum goes by the size of what is summed up.
+        prefix_cache=config.prefix_cache and jax.process_count() == 1,
     )
 
 
