@@ -11,9 +11,15 @@ LOGGER = logging.getLogger("jaxserver.requests")
 
 
 class LogTelemetry:
-    """Logs at level INFO; a log that fails never fails a request."""
+    """Logs at level INFO; a log that fails never fails a request.
+
+    One that the engine did not take is counted elsewhere: those who are refused come
+    again at once, and a log that nobody reads would soon hold up everything.
+    """
 
     def request_finished(self, record: RequestRecord) -> None:
+        if record.request_id is None:
+            return
         with contextlib.suppress(Exception):
             LOGGER.info("%s", json.dumps(_fields(record)))
 
