@@ -111,11 +111,6 @@ class PageCache:
         taken = self._take(max(0, num_pages - len(pages)), below)
         return taken and ((*pages, *taken[0]), taken[1])
 
-    def num_left(self, below: int) -> int:
-        """How many pages rows can still get."""
-        free = len(self.pool.free(below))
-        return free + len(self.tree.least_used(below, self._may_go(below)))
-
     def _take(
         self, count: int, below: int
     ) -> tuple[tuple[int, ...], "PageCache"] | None:

@@ -19,7 +19,6 @@ class QueuedRequest:
         priority: Lower is sooner.
         queued_seconds: When it came.
         deadline: When nobody wants the answer any more.
-        is_shared: Its keys and values may be others', and others' may be its.
         num_drawn: How many of the tokens are of the answer.
         unread: Dispatches that name it and have not been read.
         ahead: Tokens that those choose at most.
@@ -33,7 +32,6 @@ class QueuedRequest:
     priority: int = 0
     queued_seconds: float = 0.0
     deadline: float | None = None
-    is_shared: bool = True
     num_drawn: int = 0
     unread: int = 0
     ahead: int = 0

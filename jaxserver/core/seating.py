@@ -37,9 +37,8 @@ def _seat(
     state: SchedulerState, engine: EngineConfig, request: QueuedRequest
 ) -> SchedulerState | None:
     """Admits one request; None where it has to wait for pages."""
-    is_shared = engine.shares_prefixes and request.is_shared
     # The last token is run in any case: its logits choose the first of the answer.
-    prefix = request.tokens[:-1] if is_shared else ()
+    prefix = request.tokens[:-1] if engine.shares_prefixes else ()
     if _comes_in_a_moment(state, engine, prefix):
         return None
     length = min(len(request.tokens) + engine.max_stream_tokens, request.limit)
@@ -80,8 +79,7 @@ def _comes_in_a_moment(
         return False
     least = state.cache.tree.match(prefix).length + engine.prefill_lengths[0]
     return any(
-        running.request.is_shared
-        and running.stored < running.wanted
+        running.stored < running.wanted
         and common_length(running.request.tokens, prefix) >= least
         for running in state.running
     )
@@ -166,7 +164,7 @@ def store(
         kept: How many tokens of the answer count, where that is not all of them.
     """
     request, length = running.request, running.stored
-    if not (engine.shares_prefixes and request.is_shared):
+    if not engine.shares_prefixes:
         return cache
     if engine.chunk is not None:
         length = length // engine.chunk * engine.chunk
