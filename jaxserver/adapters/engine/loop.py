@@ -7,13 +7,21 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple, TypeAlias
 
 from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
-from jaxserver.adapters.engine.requests import TokenEvent, TokenRequest
+from jaxserver.adapters.engine.requests import (
+    NO_PAGES,
+    KeptPages,
+    TokenEvent,
+    TokenRequest,
+)
 from jaxserver.core import scheduler
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.prefix_tree import Tokens
 from jaxserver.core.schedule import DecodePlan, Outcome, Plan, QueuedRequest
+from jaxserver.core.seating import found, given
 from jaxserver.ports.errors import DeadlineExceeded, EngineFailed, JaxServerError
 from jaxserver.ports.types import FinishReason
 
@@ -36,8 +44,25 @@ class Cancel(NamedTuple):
     kept: int | None
 
 
+class Look(NamedTuple):
+    """What the cache holds of a row's beginning is wanted on the host."""
+
+    tokens: Tokens
+    reply: "Future[KeptPages]"
+
+
+class Bring(NamedTuple):
+    """What another engine's cache held of some tokens."""
+
+    tokens: Tokens
+    kept: KeptPages
+
+
 class Stop(NamedTuple):
     pass
+
+
+Command: TypeAlias = Submit | Cancel | Look | Bring | Stop
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +105,7 @@ class EngineLoop:
         self._engine = engine
         self._on_events = on_events
         self._clock = clock
-        self._commands: queue.SimpleQueue[Submit | Cancel | Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._requests: dict[int, TokenRequest] = {}
         self._num_sent: dict[int, int] = {}
         self._state = scheduler.empty(engine)
@@ -118,6 +143,26 @@ class EngineLoop:
             kept: How many tokens of its answer count; None for all there are.
         """
         self._commands.put(Cancel(request_id, kept))
+
+    def look(self, tokens: Tokens) -> KeptPages:
+        """Waits for what the cache holds of a beginning of some tokens.
+
+        Raises:
+            EngineFailed: The thread has ended.
+        """
+        if not self._device.can_take or not self._engine.shares_prefixes:
+            return NO_PAGES
+        reply: Future[KeptPages] = Future()
+        with self._submitting:
+            if self._is_closed:
+                raise EngineFailed("the engine does not run any more")
+            self._commands.put(Look(tokens, reply))
+        return reply.result()
+
+    def bring(self, tokens: Tokens, kept: KeptPages) -> None:
+        """Lets requests that come later find what another engine's cache held."""
+        if self._device.can_take:
+            self._commands.put(Bring(tokens, kept))
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         """Ends the thread; requests that are still open fail."""
@@ -176,25 +221,53 @@ class EngineLoop:
                     self._apply(self._commands.get_nowait())
         self._count()
 
-    def _apply(self, command: Submit | Cancel | Stop) -> None:
-        if isinstance(command, Stop):
-            self._is_stopped = True
-        elif isinstance(command, Cancel):
-            self._cancel(command)
-        else:
-            request = command.request
-            self._requests[request.request_id] = request
-            queued = QueuedRequest(
-                request_id=request.request_id,
-                tokens=request.prompt,
-                limit=request.limit,
-                streaming=request.streaming,
-                priority=request.priority,
-                queued_seconds=self._clock(),
-                deadline=request.deadline,
-                scored=request.scored,
-            )
-            self._state = scheduler.submit(self._state, queued)
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Stop():
+                self._is_stopped = True
+            case Cancel():
+                self._cancel(command)
+            case Look():
+                self._look(command)
+            case Bring():
+                self._bring(command)
+            case Submit():
+                self._submit(command.request)
+
+    def _submit(self, request: TokenRequest) -> None:
+        self._requests[request.request_id] = request
+        # Where a token's bits depend on how it was run, all of them are run again.
+        known = request.drawn if self._engine.chunk is None else ()
+        self._num_sent[request.request_id] = len(request.drawn)
+        queued = QueuedRequest(
+            request_id=request.request_id,
+            tokens=request.prompt + known,
+            limit=request.limit,
+            streaming=request.streaming,
+            priority=request.priority,
+            queued_seconds=self._clock(),
+            deadline=request.deadline,
+            num_drawn=len(known),
+            scored=request.scored,
+        )
+        self._state = scheduler.submit(self._state, queued)
+
+    def _look(self, command: Look) -> None:
+        pages, length, self._state = found(self._state, self._engine, command.tokens)
+        try:
+            command.reply.set_result(self._device.take(pages, length))
+        except Exception as error:  # whoever asked has to hear of it
+            command.reply.set_exception(error)
+
+    def _bring(self, command: Bring) -> None:
+        tokens = command.tokens[: command.kept.length]
+        room = given(self._state, self._engine, tokens)
+        if room is not None:
+            pages, self._state = room
+            try:
+                self._device.put(pages, command.kept)
+            except Exception as error:  # whatever a dispatch raises
+                self._recover(error, ())
 
     def _cancel(self, command: Cancel) -> None:
         request_id, kept = command
@@ -283,6 +356,8 @@ class EngineLoop:
             command = self._commands.get()
             if isinstance(command, Submit):
                 self._report_failure(command.request.request_id, reason)
+            elif isinstance(command, Look):
+                command.reply.set_exception(EngineFailed(reason))
 
     def _report_failure(self, request_id: int, reason: str) -> None:
         self._on_events([TokenEvent(request_id=request_id, end=EngineFailed(reason))])
