@@ -66,6 +66,7 @@ class EngineLoop:
         engine: EngineConfig,
         on_events: OnEvents,
         clock: Callable[[], float],
+        watchdog_seconds: float,
     ) -> None:
         """Prepares the thread; `start` lets it run.
 
@@ -74,12 +75,15 @@ class EngineLoop:
             engine: The sizes.
             on_events: Called on the thread once a dispatch; must not block.
             clock: Seconds from any origin.
+            watchdog_seconds: The longest that a turn may take.
         """
         self.stats = LoopStats()
         self._device = device
         self._engine = engine
         self._on_events = on_events
         self._clock = clock
+        self._watchdog_seconds = watchdog_seconds
+        self._turn_began: float | None = None
         self._commands: queue.SimpleQueue[Submit | Cancel | Stop] = queue.SimpleQueue()
         self._requests: dict[int, TokenRequest] = {}
         self._num_sent: dict[int, int] = {}
@@ -98,7 +102,17 @@ class EngineLoop:
         self._thread.start()
 
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_closed
+        is_running = self.is_running() and not self._is_closed
+        return is_running and not self.is_hanging()
+
+    def is_running(self) -> bool:
+        """Is its thread there, whatever it does."""
+        return self._thread.is_alive()
+
+    def is_hanging(self) -> bool:
+        """Has its present turn, a dispatch or a reading, taken too long."""
+        began = self._turn_began
+        return began is not None and self._clock() - began > self._watchdog_seconds
 
     def submit(self, request: TokenRequest) -> None:
         """Queues the request, which fails at once where the thread has ended."""
@@ -120,9 +134,9 @@ class EngineLoop:
         self._commands.put(Cancel(request_id, kept))
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Ends the thread; requests that are still open fail."""
+        """Ends the thread, unless it hangs; requests that are still open fail."""
         self._commands.put(Stop())
-        if self._thread.is_alive():
+        if self.is_running() and not self.is_hanging():
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
@@ -137,6 +151,7 @@ class EngineLoop:
         finally:
             with self._submitting:
                 self._is_closed = True
+            self._turn_began = None
             self._fail(list(self._requests), lambda: EngineFailed(reason))
             self._refuse_commands(reason)
 
@@ -163,18 +178,26 @@ class EngineLoop:
 
         Other processes hear from this one even when nothing comes.
         """
-        orders = self._device.orders
-        try:
-            command = self._commands.get(block=wait, timeout=orders.idle_seconds)
-        except queue.Empty:
-            if wait:
-                orders.say_nothing()
-        else:
+        command = self._next_command(wait=wait)
+        if command is not None:
             self._apply(command)
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._apply(self._commands.get_nowait())
+        elif wait:
+            self._device.orders.say_nothing()
         self._count()
+
+    def _next_command(self, *, wait: bool) -> Submit | Cancel | Stop | None:
+        """The oldest command; a turn ends here, and the next one begins."""
+        self._turn_began = None
+        try:
+            timeout = self._device.orders.idle_seconds
+            return self._commands.get(block=wait, timeout=timeout)
+        except queue.Empty:
+            return None
+        finally:
+            self._turn_began = self._clock()
 
     def _apply(self, command: Submit | Cancel | Stop) -> None:
         if isinstance(command, Stop):
