@@ -10,12 +10,19 @@ from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
 from jaxserver.ports.generator import Stream
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.telemetry import RequestRecord
 from jaxserver.ports.types import GenerationRequest, Usage
 from jaxserver.snapshot import served_name, take_snapshot
-from jaxserver.wiring import Model, compile_model, hear_requests, start_engine
+from jaxserver.wiring import (
+    Model,
+    compile_model,
+    hear_requests,
+    start_engine,
+    with_processors,
+)
 
 LOADING_RETRY_SECONDS = 5
 
@@ -32,8 +39,10 @@ class Host:
         metrics: What it has counted and measured so far.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, processors: Processors) -> None:
+        """Takes a configuration and the user's own logits processors."""
         self.config = config
+        self._processors = processors
         self.model_name = served_name(config.model)
         self.model: Model | None = None
         self.compiled: CompiledSteps | None = None
@@ -58,7 +67,7 @@ class Host:
             progress: Hears how far compiling is.
         """
         try:
-            self.model = load()
+            self.model = with_processors(load(), self._processors)
             slots = self.model.engine.slots
             self.config = dataclasses.replace(self.config, slots=slots)
             on_loaded(self.model)

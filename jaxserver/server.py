@@ -5,7 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import fastapi
 
@@ -30,6 +30,7 @@ from jaxserver.ports.handlers import (
 )
 from jaxserver.ports.model import Params, PartitionRules
 from jaxserver.ports.origin import ORIGIN
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
@@ -51,11 +52,15 @@ class JAXServer:
             `prompt_postfix_chat` filled in from the model once it is there.
         formatter: Writes conversations down, overrides included.
         number_of_served_request_until_last_up_time: Answers of `forward_*` so far.
+        logits_processors: By name, steps of choosing a token that requests may ask for;
+            a subclass says its own.
     """
+
+    logits_processors: ClassVar[Processors] = {}
 
     def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
         """Takes a configuration; `open` brings the model."""
-        self._host = Host(ServerConfig.of(config))
+        self._host = Host(ServerConfig.of(config), self.logits_processors)
         self.config = self._host.config
         self._writers = Writers(
             self, JAXServer, self.config, lambda: self._host.loaded().formatter
@@ -341,8 +346,7 @@ class JAXServer:
     def end(self, drain_seconds: float | None = None) -> bool:
         """Takes no more requests, lets those there are finish, and stops.
 
-        Without `drain_seconds` they get the configuration's `shutdown_timeout`. Returns
-        whether everything has ended; where a step hangs, nothing can end it.
+        Unless told otherwise, they get `shutdown_timeout`. False: a step that hangs.
         """
         allowed, began = drain_seconds, time.monotonic()
         seconds = self.config.shutdown_timeout if allowed is None else allowed
