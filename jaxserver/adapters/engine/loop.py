@@ -8,8 +8,16 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
+from jaxserver.adapters.engine.commands import (
+    Bring,
+    Cancel,
+    Command,
+    Look,
+    Stop,
+    Submit,
+)
 from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
 from jaxserver.adapters.engine.requests import (
     NO_PAGES,
@@ -27,42 +35,6 @@ from jaxserver.ports.types import FinishReason
 
 LOGGER = logging.getLogger("jaxserver")
 OnEvents: TypeAlias = Callable[[Sequence[TokenEvent]], None]
-
-
-class Submit(NamedTuple):
-    request: TokenRequest
-
-
-class Cancel(NamedTuple):
-    """A request is not wanted any more.
-
-    Attributes:
-        kept: How many tokens of its answer count; None for all there are.
-    """
-
-    request_id: int
-    kept: int | None
-
-
-class Look(NamedTuple):
-    """What the cache holds of a row's beginning is wanted on the host."""
-
-    tokens: Tokens
-    reply: "Future[KeptPages]"
-
-
-class Bring(NamedTuple):
-    """What another engine's cache held of some tokens."""
-
-    tokens: Tokens
-    kept: KeptPages
-
-
-class Stop(NamedTuple):
-    pass
-
-
-Command: TypeAlias = Submit | Cancel | Look | Bring | Stop
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +63,7 @@ class EngineLoop:
         engine: EngineConfig,
         on_events: OnEvents,
         clock: Callable[[], float],
+        watchdog_seconds: float,
     ) -> None:
         """Prepares the thread; `start` lets it run.
 
@@ -99,12 +72,15 @@ class EngineLoop:
             engine: The sizes.
             on_events: Called on the thread once a dispatch; must not block.
             clock: Seconds from any origin.
+            watchdog_seconds: The longest that a turn may take.
         """
         self.stats = LoopStats()
         self._device = device
         self._engine = engine
         self._on_events = on_events
         self._clock = clock
+        self._watchdog_seconds = watchdog_seconds
+        self._turn_began: float | None = None
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._requests: dict[int, TokenRequest] = {}
         self._num_sent: dict[int, int] = {}
@@ -123,7 +99,17 @@ class EngineLoop:
         self._thread.start()
 
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_closed
+        is_running = self.is_running() and not self._is_closed
+        return is_running and not self.is_hanging()
+
+    def is_running(self) -> bool:
+        """Is its thread there, whatever it does."""
+        return self._thread.is_alive()
+
+    def is_hanging(self) -> bool:
+        """Has its present turn, a dispatch or a reading, taken too long."""
+        began = self._turn_began
+        return began is not None and self._clock() - began > self._watchdog_seconds
 
     def submit(self, request: TokenRequest) -> None:
         """Queues the request, which fails at once where the thread has ended."""
@@ -157,7 +143,10 @@ class EngineLoop:
             if self._is_closed:
                 raise EngineFailed("the engine does not run any more")
             self._commands.put(Look(tokens, reply))
-        return reply.result()
+        try:
+            return reply.result(self._watchdog_seconds)
+        except TimeoutError:
+            raise EngineFailed("the engine does not answer") from None
 
     def bring(self, tokens: Tokens, kept: KeptPages) -> None:
         """Lets requests that come later find what another engine's cache held."""
@@ -165,9 +154,9 @@ class EngineLoop:
             self._commands.put(Bring(tokens, kept))
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Ends the thread; requests that are still open fail."""
+        """Ends the thread, unless it hangs; requests that are still open fail."""
         self._commands.put(Stop())
-        if self._thread.is_alive():
+        if self.is_running() and not self.is_hanging():
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
@@ -182,6 +171,7 @@ class EngineLoop:
         finally:
             with self._submitting:
                 self._is_closed = True
+            self._turn_began = None
             self._fail(list(self._requests), lambda: EngineFailed(reason))
             self._refuse_commands(reason)
 
@@ -208,18 +198,26 @@ class EngineLoop:
 
         Other processes hear from this one even when nothing comes.
         """
-        orders = self._device.orders
-        try:
-            command = self._commands.get(block=wait, timeout=orders.idle_seconds)
-        except queue.Empty:
-            if wait:
-                orders.say_nothing()
-        else:
+        command = self._next_command(wait=wait)
+        if command is not None:
             self._apply(command)
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._apply(self._commands.get_nowait())
+        elif wait:
+            self._device.orders.say_nothing()
         self._count()
+
+    def _next_command(self, *, wait: bool) -> Command | None:
+        """The oldest command; a turn ends here, and the next one begins."""
+        self._turn_began = None
+        try:
+            timeout = self._device.orders.idle_seconds
+            return self._commands.get(block=wait, timeout=timeout)
+        except queue.Empty:
+            return None
+        finally:
+            self._turn_began = self._clock()
 
     def _apply(self, command: Command) -> None:
         match command:
