@@ -56,7 +56,7 @@ class JAXServer:
 
     def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
         """Takes a configuration; `open` brings the model."""
-        self._host = Host(ServerConfig.of(config))
+        self._host = Host(ServerConfig.of(config), lambda: self._writers.own_prompts())
         self.config = self._host.config
         self._writers = Writers(
             self, JAXServer, self.config, lambda: self._host.loaded().formatter
@@ -353,6 +353,10 @@ class JAXServer:
     def snapshot(self) -> StatusSnapshot:
         """How the server is doing at this moment."""
         return self._host.snapshot()
+
+    def fingerprint(self) -> str | None:
+        """The short form of what a receipt says of the model and how it is run."""
+        return self._host.fingerprint()
 
     @property
     def model_name(self) -> str:

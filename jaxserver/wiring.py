@@ -1,18 +1,22 @@
 """Puts a model together out of the adapters and the core."""
 
 import dataclasses
+import functools
 import logging
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
 from jaxserver.adapters.checkpoints.cache import cache_folder
+from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_files import need_torch
 from jaxserver.adapters.engine.compiling import CompiledSteps
@@ -23,6 +27,7 @@ from jaxserver.adapters.engine.requests import Lengths
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
+from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
 from jaxserver.adapters.telemetry.listeners import Listeners
 from jaxserver.adapters.telemetry.log import LogTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
@@ -47,6 +52,7 @@ from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, PartitionRules
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.receipt import Digests, Identity
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tensors import Checkpoint
 from jaxserver.ports.tokenizer import Tokenizer
@@ -54,6 +60,11 @@ from jaxserver.ports.tokenizer import Tokenizer
 LOGGER = logging.getLogger("jaxserver")
 DEFAULT_SLOTS = {"cpu": 8}
 ACCELERATOR_SLOTS = 32
+Made = TypeVar("Made")
+
+
+Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
+"""Tokenizer and formatter, and the digest of the model's own settings."""
 
 
 class Model(NamedTuple):
@@ -61,6 +72,8 @@ class Model(NamedTuple):
 
     Attributes:
         plan: The memory it was said to take.
+        backend: What runs it, `native` or `flax`.
+        digests: Of all that it is made of, as soon as that has been read.
     """
 
     fns: ModelFns
@@ -70,6 +83,8 @@ class Model(NamedTuple):
     engine: EngineConfig
     mesh: Mesh
     plan: MemoryPlan
+    backend: str
+    digests: Future[Digests]
 
 
 Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
@@ -96,7 +111,7 @@ def load_model(
     place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
     backend = backend_of(checkpoint, config, place, _computed_dtype(config))
-    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+    return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
 def load_torch_model(
@@ -112,7 +127,9 @@ def load_torch_model(
     model = model_from_pytorch(checkpoint, dtype)
     place = _place(config, partition_rules)
     backend = backend_in_memory(model, None, config, place, dtype)
-    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+    digest = functools.partial(files_digest, checkpoint.files)
+    backend = backend._replace(digest=digest)
+    return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
 def take_model(
@@ -141,7 +158,8 @@ def _made(
     config: ServerConfig,
     backend: Backend,
     tokenizer: PieceTokenizer,
-    formatter: PromptFormatter,
+    formatter: ChatTemplateFormatter,
+    settings: str | None,
     progress: Progress,
 ) -> Model:
     engine = _engine(config, backend)
@@ -150,31 +168,62 @@ def _made(
         said = "%s weights are kept in %s and computed in %s on this device"
         LOGGER.info(said, *dtypes)
     ends = tokenizer.eos_ids | backend.end_ids
+    tokenizer = dataclasses.replace(tokenizer, eos_ids=ends)
+    digests = in_background(
+        lambda: Digests(
+            weights=backend.digest(),
+            settings=settings,
+            tokenizer=tokenizer.digest(),
+            template=formatter.digest(),
+        )
+    )
     return Model(
         fns=backend.fns,
         params=backend.load(progress),
-        tokenizer=dataclasses.replace(tokenizer, eos_ids=ends),
+        tokenizer=tokenizer,
         formatter=formatter,
         engine=engine,
         mesh=backend.place.mesh,
         plan=_said(_plan(config, backend, engine)),
+        backend=backend.kind,
+        digests=digests,
     )
 
 
-def _read_text_parts(checkpoint: Checkpoint) -> tuple[PieceTokenizer, PromptFormatter]:
+def in_background(make: Callable[[], Made]) -> Future[Made]:
+    """What another thread makes meanwhile; the program's end does not wait for it."""
+    made: Future[Made] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except Exception as error:  # whoever wants it hears of it
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="jaxserver-digest", daemon=True).start()
+    return made
+
+
+def _read_parts(checkpoint: Checkpoint) -> Parts:
     if checkpoint.layout == "gguf":
         metadata = checkpoint.config
-        return gguf_tokenizer.from_gguf(metadata), sources.from_metadata(metadata)
-    path = Path(checkpoint.path)
-    return folder_tokenizer.from_folder(path), sources.from_folder(path)
+        formatter = sources.from_metadata(metadata)
+        return gguf_tokenizer.from_gguf(metadata), formatter, None
+    return _of_folder(Path(checkpoint.path))
 
 
-def _saved(model: Any, tokenizer: Any) -> tuple[PieceTokenizer, PromptFormatter]:
-    """Our tokenizer and formatter, by way of the files that transformers writes."""
+def _saved(model: Any, tokenizer: Any) -> Parts:
+    """The same, by way of the files that transformers writes."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
-        return folder_tokenizer.from_folder(folder), sources.from_folder(folder)
+        return _of_folder(Path(folder))
+
+
+def _of_folder(path: Path) -> Parts:
+    files = [path / name for name in ("config.json", "generation_config.json")]
+    settings = files_digest([str(file) for file in files if file.exists()])
+    return folder_tokenizer.from_folder(path), sources.from_folder(path), settings
 
 
 def compile_model(
@@ -219,10 +268,11 @@ def start_engine(
     compiled: CompiledSteps,
     config: ServerConfig,
     telemetry: Telemetry,
+    identity: Future[Identity],
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
     """Lets the engine run."""
-    shell = Shell(telemetry, clock=time.monotonic, new_seed=new_seed)
+    shell = Shell(telemetry, time.monotonic, new_seed, identity)
     engine = model.engine
     lengths = Lengths.of(model.fns)
     text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)

@@ -5,10 +5,13 @@ import enum
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxserver.ports.errors import InvalidRequest
 from jaxserver.ports.origin import UNKNOWN, Origin
+
+if TYPE_CHECKING:
+    from jaxserver.ports.receipt import Receipt
 
 MAX_SEED = 2**64 - 1
 MAX_STOP_STRINGS = 16
@@ -190,6 +193,7 @@ class GenerationRequest:
         priority: Requests with a lower one get their slots sooner.
         deadline_seconds: An answer that is not finished so long after it was asked for
             is an error instead.
+        receipt: The last chunk is to have one.
         origin: Who asked; requests that differ in it alone are equal.
 
     What says when an answer is made, or for whom, never changes it.
@@ -204,6 +208,7 @@ class GenerationRequest:
     streaming: bool = True
     priority: int = 0
     deadline_seconds: float | None = None
+    receipt: bool = False
     origin: Origin = dataclasses.field(default=UNKNOWN, compare=False)
 
     def __post_init__(self) -> None:
@@ -259,6 +264,8 @@ class Chunk:
         logprobs: One entry per token id where the request asked, else None.
         finish_reason: In the last chunk, and only there.
         seed: The seed that was used, in the last chunk, and only there.
+        receipt: In the last chunk, where the request asked for one and the answer was
+            not cancelled.
     """
 
     text: str
@@ -267,3 +274,4 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     seed: int | None = None
+    receipt: "Receipt | None" = None

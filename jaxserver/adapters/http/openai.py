@@ -92,7 +92,7 @@ class OpenAIRoutes:
         """Answers a conversation."""
         body = await self.read(request, ChatCompletionBody)
         body.check()
-        head = self._head("chatcmpl", body)
+        head = await self._head("chatcmpl", body)
         # In a thread, since a formatter may be the user's own and take its time.
         messages = body.conversation()
         prompt = await asyncio.to_thread(Rendered.by, self.formatter, messages)
@@ -107,7 +107,7 @@ class OpenAIRoutes:
         """Continues a text."""
         body = await self.read(request, CompletionBody)
         body.check()
-        head = self._head("cmpl", body)
+        head = await self._head("cmpl", body)
         wanted = body.to_request(body.prompt, ORIGIN.get())
         chunks = chunks_of(self.generator, wanted)
         if body.stream:
@@ -115,13 +115,20 @@ class OpenAIRoutes:
         answer = await unless_client_leaves(request.receive, finished(chunks))
         return json_response(text_completion(head, answer))
 
-    def _head(self, kind: str, body: OpenAIBody) -> Head:
+    async def _head(self, kind: str, body: OpenAIBody) -> Head:
         return Head(
             id=f"{kind}-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self._served_name(body.model),
+            fingerprint=await self._fingerprint(),
             include_usage=body.include_usage,
         )
+
+    async def _fingerprint(self) -> str | None:
+        """In a thread, since it may have to wait until the model's files are read."""
+        if self.status is None:
+            return None
+        return await asyncio.to_thread(self.status.fingerprint)
 
     def _served_name(self, asked: str | None) -> str:
         if self.status is None:

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from jaxserver.adapters.http.answer import Chunks, FinishedAnswer
+from jaxserver.adapters.http.answer import Chunks, FinishedAnswer, receipt_field
 from jaxserver.adapters.http.openai_answers import (
     AssistantMessage,
     ChatChoice,
@@ -29,12 +29,14 @@ class Head:
 
     Attributes:
         created: Seconds since 1970.
+        fingerprint: Short for all that answers depend on besides their requests.
         include_usage: An event with the counts of tokens is wanted at the end.
     """
 
     id: str
     created: int
     model: str
+    fingerprint: str | None = None
     include_usage: bool = False
 
     def fields(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class Head:
             "id": self.id,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
         }
 
 
@@ -59,6 +61,7 @@ def chat_completion(head: Head, answer: FinishedAnswer) -> ChatCompletion:
         choices=[choice],
         usage=_usage(answer.usage),
         seed=answer.seed,
+        **receipt_field(answer.receipt),
     )
 
 
@@ -75,6 +78,7 @@ def text_completion(head: Head, answer: FinishedAnswer) -> Completion:
         choices=[choice],
         usage=_usage(answer.usage),
         seed=answer.seed,
+        **receipt_field(answer.receipt),
     )
 
 
@@ -121,7 +125,8 @@ def _chat_event(head: Head, delta: Delta, chunk: Chunk | None = None) -> str:
 def _chat_end(head: Head, chunk: Chunk) -> str:
     reason = _finish_text(chunk.finish_reason)
     choice = ChunkChoice(index=0, delta=Delta(), logprobs=None, finish_reason=reason)
-    return _event(head, _CHAT, [choice], seed=chunk.seed)
+    more = receipt_field(chunk.receipt)
+    return _event(head, _CHAT, [choice], seed=chunk.seed, **more)
 
 
 def _text_event(head: Head, chunk: Chunk, logprobs: TextLogprobsWriter) -> str:
@@ -133,7 +138,8 @@ def _text_event(head: Head, chunk: Chunk, logprobs: TextLogprobsWriter) -> str:
 def _text_end(head: Head, chunk: Chunk) -> str:
     reason = _finish_text(chunk.finish_reason)
     choice = TextChoice(index=0, text="", logprobs=None, finish_reason=reason)
-    return _event(head, _TEXT, [choice], seed=chunk.seed)
+    more = receipt_field(chunk.receipt)
+    return _event(head, _TEXT, [choice], seed=chunk.seed, **more)
 
 
 def _event(

@@ -156,6 +156,7 @@ class OpenAIBody(WireModel):
     stream_options: StreamOptions | None = None
     priority: Priority | None = None
     deadline_seconds: Seconds | None = None
+    receipt: bool | None = None
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -194,6 +195,7 @@ class OpenAIBody(WireModel):
             streaming=bool(self.stream),
             priority=self.priority or 0,
             deadline_seconds=self.deadline_seconds,
+            receipt=bool(self.receipt),
             origin=origin,
         )
 
