@@ -9,10 +9,11 @@ from concurrent.futures import Future
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
-from jaxserver.identity import identity_of
+from jaxserver.identity import identity_of, in_background
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
 from jaxserver.ports.generator import Stream
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.receipt import Identity
 from jaxserver.ports.status import ServerState, StatusSnapshot
@@ -23,8 +24,8 @@ from jaxserver.wiring import (
     Model,
     compile_model,
     hear_requests,
-    in_background,
     start_engine,
+    with_processors,
 )
 
 LOADING_RETRY_SECONDS = 5
@@ -44,10 +45,20 @@ class Host:
     """
 
     def __init__(
-        self, config: ServerConfig, own_prompts: Callable[[], Sequence[str]]
+        self,
+        config: ServerConfig,
+        processors: Processors,
+        own_prompts: Callable[[], Sequence[str]],
     ) -> None:
-        """Takes a configuration, and what tells how the user writes prompts."""
+        """Takes a configuration, and what the user brings.
+
+        Args:
+            config: The configuration.
+            processors: The user's own logits processors.
+            own_prompts: Tells how the user writes prompts.
+        """
         self.config = config
+        self._processors = processors
         self.model_name = served_name(config.model)
         self.model: Model | None = None
         self.compiled: CompiledSteps | None = None
@@ -74,7 +85,7 @@ class Host:
             progress: Hears how far compiling is.
         """
         try:
-            self.model = load()
+            self.model = with_processors(load(), self._processors)
             slots = self.model.engine.slots
             self.config = dataclasses.replace(self.config, slots=slots)
             on_loaded(self.model)

@@ -4,8 +4,11 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
@@ -14,6 +17,21 @@ from jaxserver.ports.receipt import CONFIG_KEYS, Digests, Identity
 
 LIBRARIES = ("jaxserver", "jax", "jaxlib")
 PROCESSORS = Path("/proc/cpuinfo")
+Made = TypeVar("Made")
+
+
+def in_background(make: Callable[[], Made]) -> Future[Made]:
+    """What another thread makes meanwhile; the program's end does not wait for it."""
+    made: Future[Made] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except Exception as error:  # whoever wants it hears of it
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="jaxserver-digest", daemon=True).start()
+    return made
 
 
 def identity_of(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import fastapi
 
@@ -29,6 +29,7 @@ from jaxserver.ports.handlers import (
 )
 from jaxserver.ports.model import Params, PartitionRules
 from jaxserver.ports.origin import ORIGIN
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
@@ -52,15 +53,20 @@ class JAXServer:
             `prompt_postfix_chat` filled in from the model once it is there.
         formatter: Writes conversations down, overrides included.
         number_of_served_request_until_last_up_time: Answers of `forward_*` so far.
+        logits_processors: By name, steps of choosing a token that requests may ask for;
+            a subclass says its own.
     """
+
+    logits_processors: ClassVar[Processors] = {}
 
     def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
         """Takes a configuration; `open` brings the model."""
-        self._host = Host(ServerConfig.of(config), lambda: self._writers.own_prompts())
-        self.config = self._host.config
+        self.config = ServerConfig.of(config)
         self._writers = Writers(
             self, JAXServer, self.config, lambda: self._host.loaded().formatter
         )
+        own = self.logits_processors, self._writers.own_prompts
+        self._host = Host(self.config, *own)
         self.formatter: PromptFormatter = LateFormatter(self._writers.chat)
         self.number_of_served_request_until_last_up_time = 0
         self._pieces: Pieces | None = None

@@ -16,7 +16,7 @@ from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.progress import Progress
 from jaxserver.processes import join
 from jaxserver.server import JAXServer
-from jaxserver.wiring import compile_model, follow, load_model
+from jaxserver.wiring import compile_model, follow, load_model, with_processors
 
 LOGGER = logging.getLogger("jaxserver")
 CHECK_SECONDS = 0.25
@@ -61,7 +61,7 @@ def serve(
 def _follow(config: ServerConfig, progress: Progress) -> None:
     """Serves the same model as process 0, and nobody but it."""
     try:
-        model = load_model(config, progress)
+        model = with_processors(load_model(config, progress), {})
         follow(model, compile_model(model, config, progress))
     except EngineFailed as error:
         _leave_others(error)

@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import logging
 import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -23,7 +23,7 @@ from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
-from jaxserver.adapters.engine.requests import Lengths
+from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
@@ -45,11 +45,14 @@ from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves
 from jaxserver.core.partition_rules import read_rules
+from jaxserver.core.processors import check as check_processors
 from jaxserver.core.sharding import make_mesh, num_devices
+from jaxserver.identity import in_background
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import EngineFailed, InvalidConfig
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, PartitionRules
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
 from jaxserver.ports.receipt import Digests, Identity
@@ -60,7 +63,6 @@ from jaxserver.ports.tokenizer import Tokenizer
 LOGGER = logging.getLogger("jaxserver")
 DEFAULT_SLOTS = {"cpu": 8}
 ACCELERATOR_SLOTS = 32
-Made = TypeVar("Made")
 
 
 Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
@@ -154,6 +156,34 @@ def take_model(
     return _made(config, backend, *_saved(model, tokenizer), no_progress)
 
 
+def with_processors(model: Model, own: Processors) -> Model:
+    """The model with the logits processors that requests may name.
+
+    Args:
+        model: The model.
+        own: The user's; they go before those that installed packages bring, as entry
+            points of the group `jaxserver.logits_processors`.
+
+    Raises:
+        InvalidConfig: One cannot be had or traced.
+    """
+    known = {**_installed_processors(), **own}
+    check_processors(known, model.fns.vocab_size)
+    return model._replace(fns=model.fns._replace(processors=known))
+
+
+def _installed_processors() -> Processors:
+    found = {}
+    for entry in importlib.metadata.entry_points(group="jaxserver.logits_processors"):
+        try:
+            found[entry.name] = entry.load()
+        except Exception as error:
+            got = f"{entry.name}, which cannot be imported: {error}"
+            allowed = "entry points that are `LogitsProcessor`s"
+            raise InvalidConfig("logits_processors", got, allowed) from error
+    return found
+
+
 def _made(
     config: ServerConfig,
     backend: Backend,
@@ -171,10 +201,7 @@ def _made(
     tokenizer = dataclasses.replace(tokenizer, eos_ids=ends)
     digests = in_background(
         lambda: Digests(
-            weights=backend.digest(),
-            settings=settings,
-            tokenizer=tokenizer.digest(),
-            template=formatter.digest(),
+            backend.digest(), settings, tokenizer.digest(), formatter.digest()
         )
     )
     return Model(
@@ -188,20 +215,6 @@ def _made(
         backend=backend.kind,
         digests=digests,
     )
-
-
-def in_background(make: Callable[[], Made]) -> Future[Made]:
-    """What another thread makes meanwhile; the program's end does not wait for it."""
-    made: Future[Made] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(make())
-        except Exception as error:  # whoever wants it hears of it
-            made.set_exception(error)
-
-    threading.Thread(target=run, name="jaxserver-digest", daemon=True).start()
-    return made
 
 
 def _read_parts(checkpoint: Checkpoint) -> Parts:
@@ -274,8 +287,8 @@ def start_engine(
     """Lets the engine run."""
     shell = Shell(telemetry, time.monotonic, new_seed, identity)
     engine = model.engine
-    lengths = Lengths.of(model.fns)
-    text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)
+    limits = Limits.of(model.fns, engine)
+    text = TextEngine(model.tokenizer, config, engine.slots, limits, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         is_one = jax.process_count() == 1
@@ -308,6 +321,7 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
     The number of slots that nobody chose is one that the mesh divides.
     """
     fns, mesh = backend.fns, backend.place.mesh
+    is_fast = config.numerics == "fast"
     if fns.max_len < config.max_length:
         LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
     platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
@@ -317,13 +331,13 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
         prefill_rows=config.batch_size,
         max_len=fns.max_len,
         max_stream_tokens=config.max_stream_tokens,
-        chunk=fns.chunk,
+        chunk=None if is_fast and fns.encode is None else fns.chunk,
         encoder_lengths=fns.encoder_lengths,
         row_parts=row_parts,
         tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
         pages=config.num_pages,
         # Between processes the order of a sum goes by the size of what is summed up.
-        prefix_cache=config.prefix_cache and jax.process_count() == 1,
+        prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
     )
 
 

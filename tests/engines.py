@@ -13,7 +13,7 @@ from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import NoOrders, Orders
-from jaxserver.adapters.engine.requests import Lengths, TokenRequest
+from jaxserver.adapters.engine.requests import Limits, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Steps, build_steps
@@ -60,6 +60,10 @@ def compiled(engine: EngineConfig) -> CompiledSteps:
             prefill={
                 time: functools.partial(shared.get, "prefill", time)
                 for time in steps.prefill
+            },
+            score={
+                time: functools.partial(shared.get, "score", time)
+                for time in steps.score
             },
         )
     executables = CompiledSteps(steps)
@@ -202,9 +206,9 @@ def start(parts: Parts) -> TextEngine:
         new_seed=functools.partial(next, itertools.count(1000)),
         identity=parts.identity,
     )
-    engine = TextEngine(
-        parts.tokenizer, config, sizes.slots, Lengths(sizes.max_len), shell
-    )
+    known = parts.executables.steps.processors if parts.executables else {}
+    limits = Limits(sizes.max_len, processors=known)
+    engine = TextEngine(parts.tokenizer, config, sizes.slots, limits, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         executables = parts.executables or compiled(sizes)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Self
 
 from jaxserver.ports.errors import UnsupportedMessages
-from jaxserver.ports.receipt import Identity, Outcome, Receipt
+from jaxserver.ports.receipt import Identity, Outcome, Receipt, request_again
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.types import (
     Chunk,
@@ -206,17 +206,17 @@ class ScriptedGenerator:
 
     def _receipt(self, request: GenerationRequest) -> Receipt:
         given = request.prompt if isinstance(request.prompt, tuple) else (1, 2, 3)
+        sampling = dataclasses.replace(
+            request.sampling,
+            temperature=0.5,
+            top_k=3,
+            top_p=0.5,
+            max_new_tokens=9,
+            seed=self.seed,
+        )
         return Receipt(
             identity=self.identity,
-            prompt_ids=given,
-            sampling=dataclasses.replace(
-                request.sampling,
-                temperature=0.5,
-                top_k=3,
-                top_p=0.5,
-                max_new_tokens=9,
-                seed=self.seed,
-            ),
+            request=request_again(given, sampling),
             end_ids=(257,),
             answer=Outcome.of(range(len(self.pieces))),
         )

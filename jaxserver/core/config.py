@@ -8,6 +8,8 @@ from jaxserver.ports.errors import InvalidConfig
 MIN_CALL_TOKENS = 4
 MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
+MAX_SCORED = 128
+"""Most tokens whose logits are there at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,17 @@ class EngineConfig:
         longest = MAX_CALL_TOKENS // self.prefill_rows
         lengths = [length for length in (32, 128, 256) if length <= longest]
         return tuple(lengths) or (longest,)
+
+    @property
+    def score_length(self) -> int | None:
+        """Padded length of a chunk of a prompt that is scored; its logits are kept.
+
+        None where a token's bits depend on how it was run: a score would not be what
+        generating gave.
+        """
+        if self.chunk is not None:
+            return None
+        return max(length for length in self.prefill_lengths if length <= MAX_SCORED)
 
     @property
     def decode_ladder(self) -> tuple[int, ...]:

@@ -31,8 +31,9 @@ from jaxserver.core.steps import (
     prefill,
 )
 from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.processors import Processors
 
-Kind = Literal["init", "adopt", "prefill", "decode"]
+Kind = Literal["init", "adopt", "prefill", "score", "decode"]
 """Of an executable."""
 
 
@@ -43,20 +44,24 @@ class Steps(NamedTuple):
         init: Makes the empty state: `() -> state`.
         adopt: Puts what is there already into a row: `(state, adoption) -> state`.
         prefill: By padded length: `(params, state, chunk) -> (state, outcome)`.
+        score: The same, with the log-probabilities of a prompt's own tokens.
         decode: By number of slots: `(params, state, block) -> (state, outcome)`. All
-            three consume the state that they are given.
+            of these consume the state that they are given.
         inputs: By kind and size, the shapes of what one takes besides weights and
             state.
         share: By a number of bytes: `(uint8 [devices bytes]) -> uint8 [bytes]`, the
             first device's row on every device.
+        processors: Those that rows may want.
     """
 
     init: Callable[[], Compiled]
     adopt: Callable[[], Compiled]
     prefill: Mapping[int, Callable[[], Compiled]]
+    score: Mapping[int, Callable[[], Compiled]]
     decode: Mapping[int, Callable[[], Compiled]]
     inputs: Callable[[Kind, int], tuple[Any, ...]]
     share: Callable[[int], Compiled]
+    processors: Processors
 
 
 def build_steps(
@@ -95,10 +100,10 @@ def build_steps(
         step = jax.jit(run, donate_argnums=0, out_shardings=placed)
         return step.lower(state, *inputs("adopt", 0)).compile()
 
-    def compile_prefill(time: int) -> Compiled:
+    def compile_prefill(kind: Kind, time: int) -> Compiled:
         run = functools.partial(prefill, fns)
         step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        return step.lower(weights, state, *inputs("prefill", time)).compile()
+        return step.lower(weights, state, *inputs(kind, time)).compile()
 
     def compile_decode(rows: int) -> Compiled:
         run = functools.partial(decode, fns, (rows, engine.max_stream_tokens))
@@ -109,8 +114,13 @@ def build_steps(
         init=compile_init,
         adopt=compile_adopt,
         prefill={
-            time: functools.partial(compile_prefill, time)
+            time: functools.partial(compile_prefill, "prefill", time)
             for time in engine.prefill_lengths
+        },
+        score={
+            time: functools.partial(compile_prefill, "score", time)
+            for time in (engine.score_length,)
+            if time is not None
         },
         decode={
             rows: functools.partial(compile_decode, rows)
@@ -118,6 +128,7 @@ def build_steps(
         },
         inputs=inputs,
         share=functools.partial(_compile_share, mesh),
+        processors=fns.processors,
     )
 
 
@@ -158,8 +169,9 @@ def _inputs(
     size: int,
 ) -> tuple[Any, ...]:
     shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
-    if kind == "prefill":
-        return (_chunk_shape(rows, engine, size, everywhere),)
+    if kind in {"prefill", "score"}:
+        chunk = _chunk_shape(rows, engine, size, everywhere)
+        return (chunk._replace(targets=chunk.tokens if kind == "score" else None),)
     if kind == "adopt":
         number = shape((), jnp.int32)
         tokens = shape((engine.max_len,), jnp.int32)

@@ -38,7 +38,8 @@ def _seat(
 ) -> SchedulerState | None:
     """Admits one request; None where it has to wait for pages."""
     # The last token is run in any case: its logits choose the first of the answer.
-    prefix = request.tokens[:-1] if engine.shares_prefixes else ()
+    is_shared = engine.shares_prefixes and not request.scored
+    prefix = request.tokens[:-1] if is_shared else ()
     if _comes_in_a_moment(state, engine, prefix):
         return None
     length = min(len(request.tokens) + engine.max_stream_tokens, request.limit)

@@ -191,7 +191,10 @@ class ServerConfig:
         "are fastest here.",
     )
     numerics: str = _key(
-        "invariant", _one_of("invariant"), "What is promised about an answer's bits."
+        "invariant",
+        _one_of("invariant", "fast"),
+        "invariant: an answer's bits are a function of its request; fast: what is "
+        "quicker, where a model or a mesh cannot keep that at every shape.",
     )
     coordinator: str | None = _key(
         None,

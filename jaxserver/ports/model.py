@@ -1,9 +1,12 @@
 """The port through which the engine runs any language model with a decoder."""
 
 from collections.abc import Callable, Iterable
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from jaxtyping import Array, Float, Int
+
+from jaxserver.ports.processors import Processors
 
 Params: TypeAlias = Any  # A pytree of arrays whose layout only its model knows.
 Cache: TypeAlias = Any  # Likewise; the engine only allocates, donates and passes it on.
@@ -121,6 +124,7 @@ class ModelFns(NamedTuple):
         decoder_prompt: What the decoder reads before its answer, where there is an
             encoder.
         rules: What every answer has to keep to.
+        processors: Steps of choosing that requests may ask for, by name.
     """
 
     init_cache: InitCache
@@ -135,3 +139,4 @@ class ModelFns(NamedTuple):
     encoder_lengths: tuple[int, ...] = ()
     decoder_prompt: tuple[int, ...] = ()
     rules: AnswerRules = AnswerRules()
+    processors: Processors = MappingProxyType({})

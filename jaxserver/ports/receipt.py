@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from jaxserver.ports.errors import InvalidRequest
-from jaxserver.ports.types import SamplingParams, TokenLogprob
+from jaxserver.ports.types import GenerationRequest, SamplingParams, TokenLogprob
 
 CONFIG_KEYS = (
     *("dtype", "quantize", "numerics", "backend", "slots", "max_length", "batch_size"),
@@ -21,6 +21,8 @@ IDENTITY_FIELDS = (
 )
 _FIELDS = (*IDENTITY_FIELDS, "prompt_ids", "sampling", "answer")
 _SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingParams))
+_REQUEST = ("choice", "score_prompt")
+"""What else in a request decides about its answer."""
 _CHOSEN = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
 """What a request may leave to the server, and a receipt may not."""
 
@@ -89,31 +91,37 @@ class Outcome:
         logprobs: SHA-256 of the log-probabilities, where they were asked for: of each
             token, and of the likeliest in its place, the id as above and the bits of
             the float32 as four bytes.
+        prompt_logprobs: Likewise those of the prompt's own tokens.
     """
 
     ids: tuple[int, ...]
     digest: str
     logprobs: str | None = None
+    prompt_logprobs: str | None = None
 
     @classmethod
     def of(
-        cls, ids: Sequence[int], logprobs: Sequence[TokenLogprob] | None = None
+        cls,
+        ids: Sequence[int],
+        logprobs: Sequence[TokenLogprob] | None = None,
+        prompt_logprobs: Sequence[TokenLogprob] | None = None,
     ) -> Self:
         packed = struct.pack(f"<{len(ids)}I", *ids)
         return cls(
             ids=tuple(ids),
             digest=hashlib.sha256(packed).hexdigest(),
-            logprobs=None if logprobs is None else _logprobs_digest(logprobs),
+            logprobs=_logprobs_digest(logprobs),
+            prompt_logprobs=_logprobs_digest(prompt_logprobs),
         )
 
     def to_json(self) -> dict[str, Any]:
-        fields = {"ids": list(self.ids), "digest": self.digest}
-        return (
-            fields if self.logprobs is None else {**fields, "logprobs": self.logprobs}
-        )
+        fields = {**dataclasses.asdict(self), "ids": list(self.ids)}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-def _logprobs_digest(entries: Sequence[TokenLogprob]) -> str:
+def _logprobs_digest(entries: Sequence[TokenLogprob] | None) -> str | None:
+    if entries is None:
+        return None
     made = hashlib.sha256()
     for entry in entries:
         for token in (entry, *entry.top):
@@ -126,31 +134,32 @@ class Receipt:
     """An answer with all that it depends on.
 
     Attributes:
-        prompt_ids: As they were run, after a cut.
-        sampling: With nothing left to the server.
+        request: As it was run: the prompt in ids, after a cut, and nothing left to the
+            server. Asked again it has to bring the same answer.
         end_ids: The tokens that ended it, the model's own included.
     """
 
     identity: Identity
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
+    request: GenerationRequest
     end_ids: tuple[int, ...]
     answer: Outcome
 
     def to_json(self) -> dict[str, Any]:
         """One object of plain values, which `json` writes without loss."""
-        sampling = {name: getattr(self.sampling, name) for name in _SAMPLING}
-        bias = {str(token): value for token, value in self.sampling.logit_bias.items()}
+        sampling = self.request.sampling
+        values = {name: getattr(sampling, name) for name in _SAMPLING}
+        processors = sampling.logits_processors
+        plain = {
+            "logit_bias": {str(token): x for token, x in sampling.logit_bias.items()},
+            "logits_processors": {name: dict(x) for name, x in processors.items()},
+            "stop": list(sampling.stop),
+            "stop_token_ids": list(sampling.stop_token_ids),
+        }
+        more = {name: getattr(self.request, name) for name in _REQUEST}
         return {
             **self.identity.to_json(),
-            "prompt_ids": list(self.prompt_ids),
-            "sampling": {
-                **sampling,
-                "logit_bias": bias,
-                "stop": list(self.sampling.stop),
-                "stop_token_ids": list(self.sampling.stop_token_ids),
-                "end_ids": list(self.end_ids),
-            },
+            "prompt_ids": list(self.request.prompt),
+            "sampling": {**values, **plain, **more, "end_ids": list(self.end_ids)},
             "answer": self.answer.to_json(),
         }
 
@@ -172,14 +181,28 @@ class Receipt:
             config=_config(fields["config"]),
             versions=_versions(fields["versions"]),
         )
-        sampling, end_ids = _sampling(fields["sampling"])
-        return cls(
-            identity=identity,
-            prompt_ids=_ids("prompt_ids", fields["prompt_ids"]),
-            sampling=sampling,
-            end_ids=end_ids,
-            answer=_outcome(fields["answer"]),
-        )
+        prompt_ids = _ids("prompt_ids", fields["prompt_ids"])
+        request, end_ids = _request(prompt_ids, fields["sampling"])
+        outcome = _outcome(fields["answer"])
+        return cls(identity=identity, request=request, end_ids=end_ids, answer=outcome)
+
+
+def request_again(
+    prompt_ids: tuple[int, ...],
+    sampling: SamplingParams,
+    *,
+    choice: int = 0,
+    score_prompt: bool = False,
+) -> GenerationRequest:
+    """A request with what decides about its answer, and a wish for a receipt."""
+    return GenerationRequest(
+        prompt=prompt_ids,
+        sampling=sampling,
+        streaming=False,
+        choice=choice,
+        score_prompt=score_prompt,
+        receipt=True,
+    )
 
 
 def _object(
@@ -229,21 +252,24 @@ def _versions(value: object) -> dict[str, str]:
     return {name: _text(f"versions.{name}", each) for name, each in fields.items()}
 
 
-def _sampling(value: object) -> tuple[SamplingParams, tuple[int, ...]]:
-    known = (*_SAMPLING, "end_ids")
+def _request(
+    prompt_ids: tuple[int, ...], value: object
+) -> tuple[GenerationRequest, tuple[int, ...]]:
+    known = (*_SAMPLING, *_REQUEST, "end_ids")
     fields = dict(_object("sampling", value, (*_CHOSEN, "end_ids"), known))
     end_ids = _ids("sampling.end_ids", fields.pop("end_ids"))
     for name in _CHOSEN:
         if fields[name] is None:
             raise InvalidRequest(f"sampling.{name}", "null", "a number")
-    for name in ("greedy", "ignore_eos"):
+    for name in ("greedy", "ignore_eos", "score_prompt"):
         if not isinstance(fields.get(name, False), bool):
             got = _short(fields[name])
             raise InvalidRequest(f"sampling.{name}", got, "true or false")
     if "logit_bias" in fields:
         fields["logit_bias"] = _bias(fields["logit_bias"])
+    more = {name: fields.pop(name) for name in _REQUEST if name in fields}
     try:
-        return SamplingParams(**fields), end_ids
+        return request_again(prompt_ids, SamplingParams(**fields), **more), end_ids
     except InvalidRequest as error:
         field = f"sampling.{error.field}"
         raise InvalidRequest(field, error.got, error.allowed) from None
@@ -259,11 +285,15 @@ def _bias(value: object) -> dict[int, Any]:
 
 
 def _outcome(value: object) -> Outcome:
-    fields = _object("answer", value, ("ids", "digest"), ("ids", "digest", "logprobs"))
+    known = tuple(field.name for field in dataclasses.fields(Outcome))
+    fields = _object("answer", value, ("ids", "digest"), known)
     return Outcome(
         ids=_ids("answer.ids", fields["ids"]),
         digest=_text("answer.digest", fields["digest"]),
-        logprobs=_text_or_none("answer.logprobs", fields.get("logprobs")),
+        **{
+            name: _text_or_none(f"answer.{name}", fields.get(name))
+            for name in ("logprobs", "prompt_logprobs")
+        },
     )
 
 

@@ -20,7 +20,6 @@ from jaxserver.adapters.cli.settings import DEBUG_VARIABLE
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidRequest, JaxServerError
 from jaxserver.ports.receipt import IDENTITY_FIELDS, Identity, Outcome, Receipt
-from jaxserver.ports.types import GenerationRequest
 
 DIFFERS, CANNOT_RUN = 1, 2
 
@@ -90,14 +89,9 @@ def _run_again(program: Program, receipt: Receipt, flags: ReplayFlags) -> Receip
     model = flags.model or receipt.identity.model
     # Only what one answer needs is compiled.
     config = ServerConfig.of({**receipt.identity.config, "pre_compile": False}, model)
-    request = GenerationRequest(
-        prompt=receipt.prompt_ids,
-        sampling=receipt.sampling,
-        streaming=False,
-        receipt=True,
-    )
     with opened(program, config, quiet=flags.quiet) as loaded:
-        again = read(loaded.generator.generate(request), show=False).last.receipt
+        stream = loaded.generator.generate(receipt.request)
+        again = read(stream, show=False).last.receipt
     if again is None:
         raise KeyboardInterrupt
     return again
@@ -112,8 +106,8 @@ def _difference(before: Outcome, after: Outcome) -> str | None:
             return f"token {position}, from 0, is {news} and was {olds}"
     if before.digest != after.digest:
         return "the tokens are those that are listed, but their digest is another"
-    if before.logprobs != after.logprobs:
-        return "the tokens are the same, their log-probabilities are not"
+    if before != after:
+        return "the tokens are the same, log-probabilities are not"
     return None
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxserver.adapters.engine.receipts import ReceiptWriter
-from jaxserver.adapters.engine.requests import Logprobs, TokenEvent
+from jaxserver.adapters.engine.requests import Logprobs, Scores, TokenEvent
 from jaxserver.adapters.engine.stream import Channel, Item
 from jaxserver.core import detokenizer
 from jaxserver.core.detokenizer import TextState
@@ -29,6 +29,8 @@ class Answer:
         origin: Who asked.
         is_cancelled: Written by whoever cancels.
         receipt: What is to become one, where the request asked.
+        scores: By place, what the prompt's tokens are worth; None when nobody asked, or
+            when the reader has been told.
         arrivals: When tokens came, and how many.
         outcome: How it ended; None while it goes on.
     """
@@ -48,6 +50,7 @@ class Answer:
     cached_tokens: int = 0
     completion_tokens: int = 0
     admitted_seconds: float | None = None
+    scores: dict[int, TokenLogprob] | None = None
     arrivals: list[Arrival] = dataclasses.field(default_factory=list)
     outcome: str | None = None
     text: TextState | None = None
@@ -57,6 +60,8 @@ class Answer:
         if isinstance(event.end, JaxServerError):
             self.outcome = event.end.code
             return event.end
+        if event.scores is not None:
+            self._take_scores(event.scores)
         pieces = [self.tokenizer.token_bytes(token) for token in event.token_ids]
         taken, text, is_stopped = self._read(pieces)
         self.completion_tokens += taken
@@ -73,6 +78,7 @@ class Answer:
             token_ids=event.token_ids[:taken],
             usage=self._usage(),
             logprobs=self._logprobs(event.token_ids, pieces[:taken], event.logprobs),
+            prompt_logprobs=self._prompt_logprobs(),
             finish_reason=end,
             seed=None if end is None else self.seed,
         )
@@ -116,8 +122,25 @@ class Answer:
         """One entry for each of the pieces, where the request asked for them."""
         if self.sampling.logprobs is None:
             return None
-        if logprobs is None:
-            return ()
+        return () if logprobs is None else self._entries(token_ids, pieces, logprobs)
+
+    def _take_scores(self, scores: Scores) -> None:
+        if self.scores is not None:
+            pieces = [self.tokenizer.token_bytes(token) for token in scores.token_ids]
+            entries = self._entries(scores.token_ids, pieces, scores.logprobs)
+            self.scores.update(enumerate(entries, scores.start))
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """All of them, once."""
+        if self.scores is None:
+            return None
+        entries = tuple(entry for _, entry in sorted(self.scores.items()))
+        self.scores = None
+        return entries
+
+    def _entries(
+        self, token_ids: Sequence[int], pieces: Sequence[bytes], logprobs: Logprobs
+    ) -> tuple[TokenLogprob, ...]:
         chosen = logprobs.chosen.tolist()
         top_ids, top = logprobs.top_ids.tolist(), logprobs.top.tolist()
         return tuple(

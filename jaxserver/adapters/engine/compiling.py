@@ -46,6 +46,7 @@ class CompiledSteps:
             ("init", 0): steps.init,
             ("adopt", 0): steps.adopt,
             **{("prefill", time): build for time, build in steps.prefill.items()},
+            **{("score", time): build for time, build in steps.score.items()},
             **{("decode", rows): build for rows, build in steps.decode.items()},
         }
         self._compiled: dict[tuple[str, int], Compiled] = {}

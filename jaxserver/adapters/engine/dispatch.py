@@ -9,15 +9,23 @@ import numpy as np
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.orders import Order, Orders
-from jaxserver.adapters.engine.requests import Logprobs, TokenEvent, TokenRequest
+from jaxserver.adapters.engine.requests import (
+    Logprobs,
+    Scores,
+    TokenEvent,
+    TokenRequest,
+)
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
+from jaxserver.core.executables import Kind
 from jaxserver.core.page_cache import PageCopy
+from jaxserver.core.processors import wishes_of
 from jaxserver.core.sampling_arrays import sampling_row
 from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan, Seated
 from jaxserver.ports.errors import EngineFailed, JaxServerError
 from jaxserver.ports.model import Params
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.types import FinishReason
 
 _FINISH = {steps.STOP: FinishReason.STOP, steps.LENGTH: FinishReason.LENGTH}
@@ -80,6 +88,7 @@ class Device:
         self._compiled = compiled
         self._params = params
         self._engine = engine
+        self._processors = compiled.steps.processors
         self._state: DecodeState = compiled.get("init", 0)()
 
     def reset(self) -> None:
@@ -129,8 +138,9 @@ class Device:
             if chunk.seat is not None and chunk.seat.held:
                 found = adoption(chunk, chunk.seat, self._engine)
                 self._give(Order("adopt", 0, (found,)))
-        inputs = prefill_chunk(plan, requests, self._engine)
-        outcome = self._order(Order("prefill", plan.time, (inputs,)))
+        inputs = prefill_chunk(plan, requests, self._engine, self._processors)
+        kind: Kind = "score" if plan.is_scored else "prefill"
+        outcome = self._order(Order(kind, plan.time, (inputs,)))
         return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
 
     def decode(self, plan: DecodePlan, now: float) -> Dispatch:
@@ -172,7 +182,10 @@ def decode_block(plan: DecodePlan, engine: EngineConfig) -> steps.Block:
 
 
 def prefill_chunk(
-    plan: PrefillPlan, requests: Mapping[int, TokenRequest], engine: EngineConfig
+    plan: PrefillPlan,
+    requests: Mapping[int, TokenRequest],
+    engine: EngineConfig,
+    processors: Processors,
 ) -> steps.PrefillChunk:
     """The host arrays of a prefill, padded in rows and in time."""
     count = engine.prefill_rows
@@ -181,12 +194,16 @@ def prefill_chunk(
     tokens = np.zeros((count, plan.time), np.int32)
     start, length = np.zeros((2, count), np.int32)
     is_last = np.zeros(count, np.bool_)
+    targets = np.zeros_like(tokens) if plan.is_scored else None
     for row, part in enumerate(plan.chunks):
         tokens[row, : part.length] = part.tokens
         pages[row, : len(part.pages)] = part.pages
         slots[row], start[row] = part.slot, part.start
         length[row], is_last[row] = part.length, part.is_last
-    rows = _stack([row_arrays(requests[c.request_id]) for c in plan.chunks], count)
+        if targets is not None and part.targets is not None:
+            targets[row, : len(part.targets)] = part.targets
+    asking = [requests[chunk.request_id] for chunk in plan.chunks]
+    rows = _stack([row_arrays(one, processors) for one in asking], count)
     arrays: dict[str, Any] = dict(
         slots=slots,
         pages=pages,
@@ -194,6 +211,7 @@ def prefill_chunk(
         start=start,
         length=length,
         is_last=is_last,
+        targets=targets,
     )
     return steps.PrefillChunk(**arrays, rows=rows)
 
@@ -204,7 +222,7 @@ def _stack(rows: list[RowArrays], count: int) -> RowArrays:
     return stacked
 
 
-def row_arrays(request: TokenRequest) -> RowArrays:
+def row_arrays(request: TokenRequest, processors: Processors) -> RowArrays:
     """What the device keeps of a request, as host arrays without a row axis."""
     end_ids = np.full(MAX_ALL_END_IDS, -1, np.int32)
     end_ids[: len(request.end_ids)] = sorted(request.end_ids)
@@ -213,25 +231,49 @@ def row_arrays(request: TokenRequest) -> RowArrays:
         limit=np.int32(request.limit),
         end_ids=end_ids,
     )
-    sampling = sampling_row(request.sampling, request.seed)
-    return RowArrays(**arrays, sampling=sampling)
+    sampling = sampling_row(request.sampling, request.seed, request.choice)
+    wishes = wishes_of(processors, request.sampling.logits_processors)
+    return RowArrays(**arrays, sampling=sampling, processors=wishes)
 
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     """Waits for an outcome."""
     outcome = jax.device_get(dispatch.outcome)
+    scores = _scores(outcome, dispatch.plan, requests)
     events = [
-        _row_event(outcome, row, requests[request_id])
+        _row_event(outcome, row, requests[request_id], scores.get(row))
         for row, request_id in dispatch.rows.items()
         if request_id in requests
-        and (outcome.counts[row] or outcome.ends[row] != steps.RUNNING)
+        and (outcome.counts[row] or outcome.ends[row] != steps.RUNNING or row in scores)
     ]
     rows = dispatch.rows.items()
     unsound = frozenset(i for row, i in rows if not outcome.sound[row])
     return Arrival(events, unsound, int(outcome.steps))
 
 
-def _row_event(outcome: Any, row: int, request: TokenRequest) -> TokenEvent:
+def _scores(
+    outcome: Any, plan: Plan, requests: Mapping[int, TokenRequest]
+) -> dict[int, Scores]:
+    """By row, what a prompt's own tokens got."""
+    if not isinstance(plan, PrefillPlan):
+        return {}
+    found = {}
+    for row, part in enumerate(plan.chunks):
+        if part.targets is None or part.request_id not in requests:
+            continue
+        some, top = len(part.targets), requests[part.request_id].sampling.logprobs
+        logprobs = Logprobs(
+            chosen=outcome.scores.logprobs[row, :some],
+            top_ids=outcome.scores.top_ids[row, :some, :top],
+            top=outcome.scores.top_logprobs[row, :some, :top],
+        )
+        found[row] = Scores(part.start + 1, part.targets, logprobs)
+    return found
+
+
+def _row_event(
+    outcome: Any, row: int, request: TokenRequest, scores: Scores | None
+) -> TokenEvent:
     count = int(outcome.counts[row])
     end: FinishReason | JaxServerError | None = _FINISH.get(int(outcome.ends[row]))
     if outcome.ends[row] == steps.UNSOUND:
@@ -248,4 +290,5 @@ def _row_event(outcome: Any, row: int, request: TokenRequest) -> TokenEvent:
         token_ids=tuple(outcome.tokens[row, :count].tolist()),
         logprobs=logprobs,
         end=end,
+        scores=scores,
     )

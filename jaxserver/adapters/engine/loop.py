@@ -192,6 +192,7 @@ class EngineLoop:
                 priority=request.priority,
                 queued_seconds=self._clock(),
                 deadline=request.deadline,
+                scored=request.scored,
             )
             self._state = scheduler.submit(self._state, queued)
 

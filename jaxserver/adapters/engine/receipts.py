@@ -8,7 +8,12 @@ from typing import TypeGuard
 from jaxserver.adapters.engine.stream import Item
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.receipt import Identity, Outcome, Receipt
-from jaxserver.ports.types import Chunk, FinishReason, SamplingParams, TokenLogprob
+from jaxserver.ports.types import (
+    Chunk,
+    FinishReason,
+    GenerationRequest,
+    TokenLogprob,
+)
 
 LOGGER = logging.getLogger("jaxserver")
 
@@ -24,21 +29,21 @@ class ReceiptWriter:
     """Gathers one receipt.
 
     Attributes:
-        prompt_ids: As they are run.
-        sampling: With nothing left to the server.
+        request: As it is run, its prompt in ids and nothing left to the server.
         end_ids: The tokens that end the answer.
     """
 
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
+    request: GenerationRequest
     end_ids: frozenset[int]
     _ids: list[int] = dataclasses.field(default_factory=list)
     _logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    _prompt: list[TokenLogprob] = dataclasses.field(default_factory=list)
 
     def note(self, chunk: Chunk) -> None:
         """Hears of every chunk, in order."""
         self._ids += chunk.token_ids
         self._logprobs += chunk.logprobs or ()
+        self._prompt += chunk.prompt_logprobs or ()
 
     def written(self, last: Chunk, identity: Future[Identity]) -> Item:
         """The last chunk with the receipt, or why there is none; nothing is awaited."""
@@ -48,12 +53,12 @@ class ReceiptWriter:
             LOGGER.exception("a receipt could not be written")
             reason = f"the receipt could not be written: {type(error).__name__}"
             return EngineFailed(reason)
-        has_logprobs = self.sampling.logprobs is not None
-        receipt = Receipt(
-            identity=known,
-            prompt_ids=self.prompt_ids,
-            sampling=self.sampling,
-            end_ids=tuple(sorted(self.end_ids)),
-            answer=Outcome.of(self._ids, self._logprobs if has_logprobs else None),
+        asked = self.request
+        outcome = Outcome.of(
+            self._ids,
+            None if asked.sampling.logprobs is None else self._logprobs,
+            self._prompt if asked.score_prompt else None,
         )
+        ends = tuple(sorted(self.end_ids))
+        receipt = Receipt(identity=known, request=asked, end_ids=ends, answer=outcome)
         return dataclasses.replace(last, receipt=receipt)

@@ -21,7 +21,7 @@ from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.pace import Pace
 from jaxserver.adapters.engine.prompts import read_prompt
 from jaxserver.adapters.engine.receipts import ReceiptWriter, has_receipt
-from jaxserver.adapters.engine.requests import Lengths, TokenEvent, TokenRequest
+from jaxserver.adapters.engine.requests import Limits, TokenEvent, TokenRequest
 from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import (
@@ -30,7 +30,7 @@ from jaxserver.ports.errors import (
     NotReady,
     ServerFull,
 )
-from jaxserver.ports.receipt import Identity
+from jaxserver.ports.receipt import Identity, request_again
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import FinishReason, GenerationRequest, SamplingParams
@@ -71,14 +71,14 @@ class TextEngine:
         tokenizer: Tokenizer,
         config: ServerConfig,
         slots: int,
-        lengths: Lengths,
+        limits: Limits,
         shell: Shell,
     ) -> None:
         self.stats = TextStats()
         self._tokenizer = tokenizer
         self._config = config
         self._max_open = slots + config.max_queue
-        self._lengths = lengths
+        self._limits = limits
         self._shell = shell
         self._loop: EngineLoop | None = None
         self._pace = Pace()
@@ -132,6 +132,7 @@ class TextEngine:
             queued_seconds=now,
             deadline=None if seconds is None else now + seconds,
             origin=request.origin,
+            scores={} if request.score_prompt else None,
         )
         if threading.get_ident() == self._encoding_thread:
             raise EngineFailed("what a prompt keeps when it is cut asks for an answer")
@@ -184,18 +185,26 @@ class TextEngine:
         if answer.is_cancelled:
             self._report(answer, FinishReason.CANCELLED)
             return
-        prompt = read_prompt(request, self._tokenizer, self._config, self._lengths)
+        prompt = read_prompt(request, self._tokenizer, self._config, self._limits)
         self._check_queue(len(prompt.ids))
         answer.prompt_tokens = len(prompt.ids)
         answer.prompt_tokens_dropped = prompt.dropped
         sampling = self._complete(request.sampling)
-        wanted = sampling.max_new_tokens or self._config.max_new_tokens
-        held = self._lengths.decoder_prompt or len(prompt.ids)
+        wanted = sampling.max_new_tokens
+        if wanted is None:
+            wanted = self._config.max_new_tokens
+        held = self._limits.decoder_prompt or len(prompt.ids)
         eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
         end_ids = eos | frozenset(sampling.stop_token_ids)
         if request.receipt:
             run = dataclasses.replace(sampling, seed=answer.seed, max_new_tokens=wanted)
-            answer.receipt = ReceiptWriter(prompt.ids, run, end_ids)
+            ran = request_again(
+                prompt.ids,
+                run,
+                choice=request.choice,
+                score_prompt=request.score_prompt,
+            )
+            answer.receipt = ReceiptWriter(ran, end_ids)
         self.loop.submit(
             TokenRequest(
                 request_id=answer.request_id,
@@ -203,9 +212,11 @@ class TextEngine:
                 held=held,
                 sampling=sampling,
                 seed=answer.seed,
-                limit=min(held + wanted, self._lengths.max_len),
+                limit=min(held + wanted, self._limits.max_len),
                 end_ids=end_ids,
                 streaming=request.streaming,
+                scored=request.score_prompt,
+                choice=request.choice,
                 priority=request.priority,
                 deadline=answer.deadline,
             )

@@ -88,9 +88,11 @@ class ChatCompletionChunk(Answer):
 
 
 class TextLogprobs(pydantic.BaseModel):
+    """An entry for every token; null where nothing stands before one."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import pydantic
 
 from jaxserver.adapters.http.wire import (
+    LogitsProcessors,
     Priority,
     Probability,
     Seconds,
@@ -27,6 +28,7 @@ class _Sampling(WireModel):
     top_k: TopK | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    logits_processors: LogitsProcessors | None = None
     stream: bool | None = False
     priority: Priority | None = 0
     deadline_seconds: Seconds | None = None

@@ -7,8 +7,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response
 
 from jaxserver.ports.types import (
+    MAX_CHOICES,
     MAX_DEADLINE_SECONDS,
     MAX_PRIORITY,
+    MAX_PROCESSORS,
     MAX_SEED,
     MAX_STOP_STRINGS,
 )
@@ -56,6 +58,11 @@ Seconds = Annotated[float, Field(ge=0, le=MAX_DEADLINE_SECONDS)]
 # Said as `lt`, since the description writes bounds as floats: 2**64 is one.
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED + 1)]
 One = Annotated[int, Field(ge=1, le=1)]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+ProcessorParam = bool | int | float
+LogitsProcessors = Annotated[
+    dict[str, dict[str, ProcessorParam]], Field(max_length=MAX_PROCESSORS)
+]
 No = Annotated[
     bool, AfterValidator(_only_false), Field(json_schema_extra={"const": False})
 ]

@@ -135,7 +135,7 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
         ["fp3", "int4", None, False],
         "one of auto, none, int8",
     ),
-    "numerics": (["invariant"], ["exact", None], "one of invariant"),
+    "numerics": (["invariant", "fast"], ["exact", None], "one of invariant, fast"),
     "coordinator": ([None, "10.0.0.1:4000"], ["", 1], "HOST:PORT, or none"),
     "num_processes": ends(1),
     "process_id": ends(0),

@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 
 from jaxserver.ports.config import SECRETS, ServerConfig
 from jaxserver.ports.errors import InvalidRequest
-from jaxserver.ports.receipt import CONFIG_KEYS, Identity, Outcome, Receipt
-from jaxserver.ports.types import MAX_SEED, SamplingParams, TokenLogprob
+from jaxserver.ports.receipt import (
+    CONFIG_KEYS,
+    Identity,
+    Outcome,
+    Receipt,
+    request_again,
+)
+from jaxserver.ports.types import (
+    MAX_CHOICES,
+    MAX_SEED,
+    SamplingParams,
+    TokenLogprob,
+)
 from tests.strategies import sampling_params
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=5)
@@ -48,6 +59,10 @@ ENTRIES = st.builds(
 )
 
 
+PARAMS = st.dictionaries(TEXTS, st.floats(-9, 9) | st.booleans(), max_size=2)
+MANY = st.none() | st.lists(ENTRIES, max_size=3)
+
+
 @st.composite
 def receipts(draw: st.DrawFn) -> Receipt:
     chosen = dataclasses.replace(
@@ -57,13 +72,18 @@ def receipts(draw: st.DrawFn) -> Receipt:
         stop=tuple(draw(st.lists(st.text(min_size=1), max_size=3))),
         stop_token_ids=tuple(draw(IDS)),
         ignore_eos=draw(st.booleans()),
+        logits_processors=draw(st.dictionaries(TEXTS, PARAMS, max_size=2)),
     )
     return Receipt(
         identity=draw(IDENTITIES),
-        prompt_ids=tuple(draw(IDS)),
-        sampling=chosen,
+        request=request_again(
+            tuple(draw(IDS)),
+            chosen,
+            choice=draw(st.integers(0, MAX_CHOICES - 1)),
+            score_prompt=chosen.logprobs is not None and draw(st.booleans()),
+        ),
         end_ids=tuple(draw(IDS)),
-        answer=Outcome.of(draw(IDS), draw(st.none() | st.lists(ENTRIES, max_size=3))),
+        answer=Outcome.of(draw(IDS), draw(MANY), draw(MANY)),
     )
 
 
@@ -77,9 +97,9 @@ RECEIPT = Receipt(
         config={"slots": 4, "mesh_axes_shape": (1, 1, 1)},
         versions={"jax": "1"},
     ),
-    prompt_ids=(1, 2),
-    sampling=SamplingParams(
-        temperature=0.5, top_k=3, top_p=0.5, seed=7, max_new_tokens=9
+    request=request_again(
+        (1, 2),
+        SamplingParams(temperature=0.5, top_k=3, top_p=0.5, seed=7, max_new_tokens=9),
     ),
     end_ids=(0,),
     answer=Outcome.of([3, 4]),
@@ -109,7 +129,7 @@ def test_it_holds_what_was_asked_for_and_every_default() -> None:
         *("versions", "prompt_ids", "sampling", "answer"),
     ]
     names = {field.name for field in dataclasses.fields(SamplingParams)}
-    assert set(written["sampling"]) == names | {"end_ids"}
+    assert set(written["sampling"]) == names | {"choice", "score_prompt", "end_ids"}
     assert written["sampling"]["seed"] == 7
     assert written["answer"]["ids"] == [3, 4]
 
@@ -174,6 +194,10 @@ WRONG: list[tuple[str, Any]] = [
     ("sampling.logit_bias", {"a": 1}),
     ("sampling.logit_bias", {"1": "a"}),
     ("sampling.end_ids", None),
+    ("sampling.choice", 128),
+    ("sampling.score_prompt", 1),
+    ("sampling.score_prompt", True),  # without log-probabilities
+    ("sampling.logits_processors", {"a": 1}),
     ("sampling.temprature", 1.0),
     ("answer.ids", [2**31]),
     ("answer.digest", None),

@@ -13,7 +13,7 @@ import numpy as np
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.orders import NoOrders
-from jaxserver.adapters.engine.requests import Lengths
+from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.telemetry.listeners import Listeners
 from jaxserver.core.config import EngineConfig
@@ -47,7 +47,7 @@ class Endless(Device):
         return self._step(plan, now)
 
 shell = Shell(Listeners(()), time.monotonic, lambda: 1, known())
-engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Lengths(4096), shell)
+engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Limits(4096), shell)
 engine.start(lambda on_events: EngineLoop(Endless(), SIZES, on_events, time.monotonic))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]
 print(next(streams[0]).text)

@@ -33,12 +33,6 @@ def receipt_of(chunks: list[Chunk]) -> Receipt:
     return receipt
 
 
-def again(receipt: Receipt) -> GenerationRequest:
-    return GenerationRequest(
-        prompt=receipt.prompt_ids, sampling=receipt.sampling, receipt=True
-    )
-
-
 def test_it_is_in_the_last_chunk_and_nowhere_else() -> None:
     with engines.running() as engine:
         *before, last = engine.generate(ASKED)
@@ -54,7 +48,7 @@ def test_it_says_the_ids_that_were_run_and_answered() -> None:
         chunks = list(engine.generate(ASKED))
 
     receipt = receipt_of(chunks)
-    assert receipt.prompt_ids == (256, *b"abc")
+    assert receipt.request.prompt == (256, *b"abc")
     assert receipt.answer == Outcome.of(ids_of(chunks))
 
 
@@ -63,7 +57,7 @@ def test_it_leaves_nothing_to_the_server() -> None:
     with engines.running(Parts(config=CONFIG)) as engine:
         receipt = receipt_of(list(engine.generate(silent)))
 
-    assert receipt.sampling == SamplingParams(
+    assert receipt.request.sampling == SamplingParams(
         temperature=0.75, top_k=20, top_p=0.5, max_new_tokens=12, seed=1000
     )
     assert receipt.end_ids == (257,)
@@ -82,11 +76,11 @@ def test_a_prompt_that_was_cut_is_said_as_it_was_run() -> None:
     with engines.running() as engine:
         chunks = list(engine.generate(asked))
         receipt = receipt_of(chunks)
-        repeated = list(engine.generate(again(receipt)))
+        repeated = list(engine.generate(receipt.request))
 
     usage = chunks[-1].usage
     assert usage.prompt_tokens_dropped > 0
-    assert len(receipt.prompt_ids) == usage.prompt_tokens
+    assert len(receipt.request.prompt) == usage.prompt_tokens
     assert receipt_of(repeated) == receipt
 
 
@@ -98,11 +92,25 @@ def test_it_replays_bitwise_through_json(sampling: SamplingParams) -> None:
     with engines.running() as engine:
         first = receipt_of(list(engine.generate(asked)))
         second = receipt_of(
-            list(engine.generate(again(Receipt.from_json(first.to_json()))))
+            list(engine.generate(Receipt.from_json(first.to_json()).request))
         )
 
     assert second == first
     assert (first.answer.logprobs is None) == (sampling.logprobs is None)
+
+
+def test_it_says_which_of_several_answers_it_is_and_how_its_prompt_scored() -> None:
+    asked = dataclasses.replace(
+        request(logprobs=2), receipt=True, choice=3, score_prompt=True
+    )
+    with engines.running() as engine:
+        first = receipt_of(list(engine.generate(asked)))
+        other = receipt_of(list(engine.generate(dataclasses.replace(asked, choice=0))))
+        second = receipt_of(list(engine.generate(first.request)))
+
+    assert second == first
+    assert first.answer.prompt_logprobs == other.answer.prompt_logprobs is not None
+    assert first.answer.ids != other.answer.ids
 
 
 def test_tokens_after_a_stop_string_are_no_part_of_it() -> None:

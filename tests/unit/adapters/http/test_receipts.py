@@ -42,7 +42,7 @@ def test_a_whole_answer_has_the_receipt_that_was_asked_for(
 
     receipt = Receipt.from_json(answer["receipt"])
     assert receipt.identity == IDENTITY
-    assert receipt.sampling.seed == answer["seed"]
+    assert receipt.request.sampling.seed == answer["seed"]
     assert receipt.answer.ids == (0, 1)
 
 
@@ -108,6 +108,12 @@ def test_an_own_method_has_none_to_give_and_that_is_said(stream: bool) -> None:
     assert response.status_code == 400
     assert response.json()["error"]["field"] == "receipt"
     assert post(app, "/instruct", {**asked, "receipt": False}).status_code == 200
+
+
+@BOTH
+def test_several_answers_have_none(path: str, body: dict[str, Any]) -> None:
+    refused(post(app_of(), path, {**body, "receipt": True, "n": 2}), "receipt")
+    assert post(app_of(), path, {**body, "receipt": True, "n": 1}).status_code == 200
 
 
 @BOTH
