@@ -363,8 +363,8 @@ def test_a_server_is_ready_before_its_files_have_been_read_for_their_digests(
 ) -> None:
     digests: Future[Digests] = Future()
 
-    def load(*parts: Any) -> wiring.Model:
-        return tiny_parts(*parts)._replace(digests=digests)
+    def load(*parts: Any, **rules: Any) -> wiring.Model:
+        return tiny_parts(*parts, **rules)._replace(digests=digests)
 
     monkeypatch.setattr(server_module, "load_model", load)
     server = servers.open()
@@ -380,10 +380,10 @@ def test_a_server_is_ready_before_its_files_have_been_read_for_their_digests(
 def test_a_model_whose_files_went_away_has_no_fingerprint(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*parts: Any) -> wiring.Model:
+    def load(*parts: Any, **rules: Any) -> wiring.Model:
         gone: Future[Digests] = Future()
         gone.set_exception(FileNotFoundError("gone"))
-        return tiny_parts(*parts)._replace(digests=gone)
+        return tiny_parts(*parts, **rules)._replace(digests=gone)
 
     monkeypatch.setattr(server_module, "load_model", load)
     server = servers.open()
