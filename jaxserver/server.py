@@ -60,11 +60,12 @@ class JAXServer:
 
     def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
         """Takes a configuration; `open` brings the model."""
-        self._host = Host(ServerConfig.of(config), self.logits_processors)
-        self.config = self._host.config
+        self.config = ServerConfig.of(config)
         self._writers = Writers(
             self, JAXServer, self.config, lambda: self._host.loaded().formatter
         )
+        own = self.logits_processors, self._writers.own_prompts
+        self._host = Host(self.config, *own)
         self.formatter: PromptFormatter = LateFormatter(self._writers.chat)
         self.number_of_served_request_until_last_up_time = 0
         self._pieces: Pieces | None = None
@@ -363,6 +364,10 @@ class JAXServer:
     def snapshot(self) -> StatusSnapshot:
         """How the server is doing at this moment."""
         return self._host.snapshot()
+
+    def fingerprint(self) -> str | None:
+        """The short form of what a receipt says of the model and how it is run."""
+        return self._host.fingerprint()
 
     @property
     def model_name(self) -> str:

@@ -1,12 +1,14 @@
 """Puts a model together out of the adapters and the core."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import secrets
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxserver.adapters.checkpoints.cache import cache_folder
+from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_files import need_torch
 from jaxserver.adapters.engine.compile_cache import keep_compiled_code
@@ -25,6 +28,7 @@ from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
+from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
 from jaxserver.adapters.telemetry.listeners import Listeners
 from jaxserver.adapters.telemetry.log import LogTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
@@ -44,6 +48,7 @@ from jaxserver.core.params import leaves
 from jaxserver.core.partition_rules import read_rules
 from jaxserver.core.processors import check as check_processors
 from jaxserver.core.sharding import make_mesh, num_devices
+from jaxserver.identity import in_background
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import EngineFailed, InvalidConfig
 from jaxserver.ports.memory import MemoryPlan
@@ -51,6 +56,7 @@ from jaxserver.ports.model import ModelFns, Params, PartitionRules
 from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.receipt import Digests, Identity
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tensors import Checkpoint
 from jaxserver.ports.tokenizer import Tokenizer
@@ -60,11 +66,17 @@ DEFAULT_SLOTS = {"cpu": 8}
 ACCELERATOR_SLOTS = 32
 
 
+Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
+"""Tokenizer and formatter, and the digest of the model's own settings."""
+
+
 class Model(NamedTuple):
     """A model in memory, with everything that makes text of its tokens.
 
     Attributes:
         plan: The memory it was said to take.
+        backend: What runs it, `native` or `flax`.
+        digests: Of all that it is made of, as soon as that has been read.
     """
 
     fns: ModelFns
@@ -74,6 +86,8 @@ class Model(NamedTuple):
     engine: EngineConfig
     mesh: Mesh
     plan: MemoryPlan
+    backend: str
+    digests: Future[Digests]
 
 
 Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
@@ -100,7 +114,7 @@ def load_model(
     place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
     backend = backend_of(checkpoint, config, place, _computed_dtype(config))
-    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+    return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
 def load_torch_model(
@@ -116,7 +130,9 @@ def load_torch_model(
     model = model_from_pytorch(checkpoint, dtype)
     place = _place(config, partition_rules)
     backend = backend_in_memory(model, None, config, place, dtype)
-    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+    digest = functools.partial(files_digest, checkpoint.files)
+    backend = backend._replace(digest=digest)
+    return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
 def take_model(
@@ -173,7 +189,8 @@ def _made(
     config: ServerConfig,
     backend: Backend,
     tokenizer: PieceTokenizer,
-    formatter: PromptFormatter,
+    formatter: ChatTemplateFormatter,
+    settings: str | None,
     progress: Progress,
 ) -> Model:
     engine = _engine(config, backend)
@@ -182,31 +199,45 @@ def _made(
         said = "%s weights are kept in %s and computed in %s on this device"
         LOGGER.info(said, *dtypes)
     ends = tokenizer.eos_ids | backend.end_ids
+    tokenizer = dataclasses.replace(tokenizer, eos_ids=ends)
+    digests = in_background(
+        lambda: Digests(
+            backend.digest(), settings, tokenizer.digest(), formatter.digest()
+        )
+    )
     return Model(
         fns=backend.fns,
         params=backend.load(progress),
-        tokenizer=dataclasses.replace(tokenizer, eos_ids=ends),
+        tokenizer=tokenizer,
         formatter=formatter,
         engine=engine,
         mesh=backend.place.mesh,
         plan=_said(_plan(config, backend, engine)),
+        backend=backend.kind,
+        digests=digests,
     )
 
 
-def _read_text_parts(checkpoint: Checkpoint) -> tuple[PieceTokenizer, PromptFormatter]:
+def _read_parts(checkpoint: Checkpoint) -> Parts:
     if checkpoint.layout == "gguf":
         metadata = checkpoint.config
-        return gguf_tokenizer.from_gguf(metadata), sources.from_metadata(metadata)
-    path = Path(checkpoint.path)
-    return folder_tokenizer.from_folder(path), sources.from_folder(path)
+        formatter = sources.from_metadata(metadata)
+        return gguf_tokenizer.from_gguf(metadata), formatter, None
+    return _of_folder(Path(checkpoint.path))
 
 
-def _saved(model: Any, tokenizer: Any) -> tuple[PieceTokenizer, PromptFormatter]:
-    """Our tokenizer and formatter, by way of the files that transformers writes."""
+def _saved(model: Any, tokenizer: Any) -> Parts:
+    """The same, by way of the files that transformers writes."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
-        return folder_tokenizer.from_folder(folder), sources.from_folder(folder)
+        return _of_folder(Path(folder))
+
+
+def _of_folder(path: Path) -> Parts:
+    files = [path / name for name in ("config.json", "generation_config.json")]
+    settings = files_digest([str(file) for file in files if file.exists()])
+    return folder_tokenizer.from_folder(path), sources.from_folder(path), settings
 
 
 def compile_model(
@@ -251,10 +282,11 @@ def start_engine(
     compiled: CompiledSteps,
     config: ServerConfig,
     telemetry: Telemetry,
+    identity: Future[Identity],
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
     """Lets the engine run."""
-    shell = Shell(telemetry, clock=time.monotonic, new_seed=new_seed)
+    shell = Shell(telemetry, time.monotonic, new_seed, identity)
     engine = model.engine
     limits = Limits.of(model.fns, engine)
     text = TextEngine(model.tokenizer, config, engine.slots, limits, shell)

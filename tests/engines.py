@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
@@ -19,9 +20,10 @@ from jaxserver.core.executables import Steps, build_steps
 from jaxserver.core.schedule import DecodePlan, PrefillPlan
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.model import Params
+from jaxserver.ports.receipt import Identity
 from jaxserver.ports.telemetry import RequestRecord
 from jaxserver.ports.tokenizer import Tokenizer
-from tests.fakes import ByteTokenizer
+from tests.fakes import ByteTokenizer, known
 from tests.tiny import TINY_BYTES, TinyModel, tiny_model
 from tests.waiting import eventually
 
@@ -177,6 +179,7 @@ class Parts:
         executables: None for those shared by the session.
         prepare: Is given the device before the engine starts.
         orders: Hear of what the device runs.
+        identity: What its receipts say of it.
     """
 
     sizes: EngineConfig = NARROW
@@ -188,6 +191,7 @@ class Parts:
     clock: Callable[[], float] = time.monotonic
     prepare: Callable[[HookedDevice], None] = lambda device: None
     orders: Orders = dataclasses.field(default_factory=NoOrders)
+    identity: Future[Identity] = dataclasses.field(default_factory=known)
 
 
 def start(parts: Parts) -> TextEngine:
@@ -200,6 +204,7 @@ def start(parts: Parts) -> TextEngine:
         telemetry=parts.records,
         clock=parts.clock,
         new_seed=functools.partial(next, itertools.count(1000)),
+        identity=parts.identity,
     )
     known = parts.executables.steps.processors if parts.executables else {}
     limits = Limits(sizes.max_len, processors=known)

@@ -5,10 +5,13 @@ import enum
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxserver.ports.errors import InvalidRequest
 from jaxserver.ports.origin import UNKNOWN, Origin
+
+if TYPE_CHECKING:
+    from jaxserver.ports.receipt import Receipt
 
 MAX_SEED = 2**64 - 1
 MAX_STOP_STRINGS = 16
@@ -223,6 +226,7 @@ class GenerationRequest:
         priority: Requests with a lower one get their slots sooner.
         deadline_seconds: An answer that is not finished so long after it was asked for
             is an error instead.
+        receipt: The last chunk is to have one.
         origin: Who asked; requests that differ in it alone are equal.
 
     What says when an answer is made, or for whom, never changes it.
@@ -239,6 +243,7 @@ class GenerationRequest:
     choice: int = 0
     priority: int = 0
     deadline_seconds: float | None = None
+    receipt: bool = False
     origin: Origin = dataclasses.field(default=UNKNOWN, compare=False)
 
     def __post_init__(self) -> None:
@@ -300,6 +305,8 @@ class Chunk:
             token of the prompt but the first, which nothing stands before.
         finish_reason: In the last chunk, and only there.
         seed: The seed that was used, in the last chunk, and only there.
+        receipt: In the last chunk, where the request asked for one and the answer was
+            not cancelled.
     """
 
     text: str
@@ -309,3 +316,4 @@ class Chunk:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     seed: int | None = None
+    receipt: "Receipt | None" = None

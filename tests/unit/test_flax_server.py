@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxserver import GenerationRequest, JAXServer, SamplingParams
 from jaxserver.adapters.flax_models.models import flax_model
+from jaxserver.adapters.flax_models.weights import params_digest, plain_params
 from jaxserver.ports.errors import BrokenCheckpoint, UnsupportedModel
 from jaxserver.ports.model import TokenBatch
 from tests.flax_answers import VOCAB, answered, generated, serving, tokenizer
@@ -63,6 +64,20 @@ def test_answers_in_company_are_bitwise_those_alone(
 
     assert [whole(stream) for stream in streams] == [whole(chunks) for chunks in alone]
     assert server.snapshot().compiles_after_ready == compiled
+
+
+def test_a_receipt_says_which_parameters_in_memory_were_served_and_replays(
+    served: tuple[TinyFlax, JAXServer],
+) -> None:
+    tiny, server = served
+    wish = SamplingParams(temperature=1.0, max_new_tokens=9, logprobs=2)
+    asked = GenerationRequest(prompt=PROMPTS[0], sampling=wish, receipt=True)
+    receipt = list(server.generate(asked))[-1].receipt
+    assert receipt is not None
+    assert receipt.identity.weights == params_digest(plain_params(tiny.params))
+    assert receipt.identity.config["backend"] == "flax"
+    assert "transformers" in receipt.identity.versions
+    assert list(server.generate(receipt.request))[-1].receipt == receipt
 
 
 def tiny_kinds() -> list[tuple[str, str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from jaxserver.adapters.engine.receipts import ReceiptWriter
 from jaxserver.adapters.engine.requests import Logprobs, Scores, TokenEvent
 from jaxserver.adapters.engine.stream import Channel, Item
 from jaxserver.core import detokenizer
@@ -27,6 +28,7 @@ class Answer:
     Attributes:
         origin: Who asked.
         is_cancelled: Written by whoever cancels.
+        receipt: What is to become one, where the request asked.
         scores: By place, what the prompt's tokens are worth; None when nobody asked, or
             when the reader has been told.
         arrivals: When tokens came, and how many.
@@ -42,6 +44,7 @@ class Answer:
     deadline: float | None = None
     origin: Origin = UNKNOWN
     is_cancelled: bool = False
+    receipt: ReceiptWriter | None = None
     prompt_tokens: int = 0
     prompt_tokens_dropped: int = 0
     cached_tokens: int = 0
@@ -70,7 +73,7 @@ class Answer:
             text += "" if is_stopped else self._rest()
         if not taken and end is None:
             return None
-        return Chunk(
+        chunk = Chunk(
             text=text,
             token_ids=event.token_ids[:taken],
             usage=self._usage(),
@@ -79,6 +82,9 @@ class Answer:
             finish_reason=end,
             seed=None if end is None else self.seed,
         )
+        if self.receipt is not None:
+            self.receipt.note(chunk)
+        return chunk
 
     def _read(self, pieces: Sequence[bytes]) -> tuple[int, str, bool]:
         """Tokens up to a stop string, their text, and whether there was one."""

@@ -13,12 +13,14 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from jaxserver.adapters.engine.answer import Answer
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.pace import Pace
 from jaxserver.adapters.engine.prompts import read_prompt
+from jaxserver.adapters.engine.receipts import ReceiptWriter, has_receipt
 from jaxserver.adapters.engine.requests import Limits, TokenEvent, TokenRequest
 from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
 from jaxserver.ports.config import ServerConfig
@@ -28,6 +30,7 @@ from jaxserver.ports.errors import (
     NotReady,
     ServerFull,
 )
+from jaxserver.ports.receipt import Identity, request_again
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import FinishReason, GenerationRequest, SamplingParams
@@ -44,11 +47,13 @@ class Shell(NamedTuple):
     Attributes:
         clock: Seconds from any origin.
         new_seed: A number from 0 to 2**64 - 1 that nobody can guess.
+        identity: What answers depend on; it may take a while to be known.
     """
 
     telemetry: Telemetry
     clock: Callable[[], float]
     new_seed: Callable[[], int]
+    identity: Future[Identity]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +199,16 @@ class TextEngine:
             wanted = self._config.max_new_tokens
         held = self._limits.decoder_prompt or len(prompt.ids)
         eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
+        end_ids = eos | frozenset(sampling.stop_token_ids)
+        if request.receipt:
+            run = dataclasses.replace(sampling, seed=answer.seed, max_new_tokens=wanted)
+            ran = request_again(
+                prompt.ids,
+                run,
+                choice=request.choice,
+                score_prompt=request.score_prompt,
+            )
+            answer.receipt = ReceiptWriter(ran, end_ids)
         self.loop.submit(
             TokenRequest(
                 request_id=answer.request_id,
@@ -202,7 +217,7 @@ class TextEngine:
                 sampling=sampling,
                 seed=answer.seed,
                 limit=min(held + wanted, self._limits.max_len),
-                end_ids=eos | frozenset(sampling.stop_token_ids),
+                end_ids=end_ids,
                 streaming=request.streaming,
                 scored=request.score_prompt,
                 choice=request.choice,
@@ -281,7 +296,20 @@ class TextEngine:
             if event.end is None:
                 self.loop.cancel(event.request_id, answer.completion_tokens)
             self._finish(answer, now)
-        return None if item is None else answer.channel.put(item)
+        return None if item is None else self._give(answer, item)
+
+    def _give(self, answer: Answer, item: Item) -> Waiter | None:
+        """Hands an item on; one with a receipt when that is known which it needs."""
+        channel, receipt = answer.channel, answer.receipt
+        if receipt is None or not has_receipt(item):
+            return channel.put(item)
+
+        def give(identity: Future[Identity]) -> None:
+            waiter = channel.put(receipt.written(item, identity))
+            wake([] if waiter is None else [waiter])
+
+        self._shell.identity.add_done_callback(give)
+        return None
 
     def _take_in(self, answer: Answer, event: TokenEvent, now: float) -> Item | None:
         """What cannot be written down fails alone; the thread serves all the others."""

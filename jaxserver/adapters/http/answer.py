@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.generator import Generator
+from jaxserver.ports.receipt import Receipt
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
@@ -28,6 +29,7 @@ class FinishedAnswer:
     Attributes:
         logprobs: One entry per drawn token where the request asked, else None.
         prompt_logprobs: The same for the prompt, from its second token on.
+        receipt: Where the request asked.
     """
 
     text: str
@@ -36,6 +38,7 @@ class FinishedAnswer:
     usage: Usage
     finish_reason: FinishReason
     seed: int | None
+    receipt: Receipt | None = None
 
 
 async def chunks_of(generator: Generator, request: GenerationRequest) -> Chunks:
@@ -115,4 +118,10 @@ def together(chunks: list[Chunk]) -> FinishedAnswer:
         usage=last.usage,
         finish_reason=chunks[-1].finish_reason,
         seed=last.seed,
+        receipt=last.receipt,
     )
+
+
+def receipt_field(receipt: Receipt | None) -> dict[str, Any]:
+    """What an answer says of its receipt: nothing where there is none."""
+    return {} if receipt is None else {"receipt": receipt.to_json()}

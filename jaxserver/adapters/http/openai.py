@@ -96,7 +96,7 @@ class OpenAIRoutes:
         """Answers a conversation."""
         body = await self.read(request, ChatCompletionBody)
         body.check()
-        head = self._head("chatcmpl", body)
+        head = await self._head("chatcmpl", body)
         # In a thread, since a formatter may be the user's own and take its time.
         messages = body.conversation()
         prompt = await asyncio.to_thread(Rendered.by, self.formatter, messages)
@@ -111,7 +111,7 @@ class OpenAIRoutes:
         """Continues a text."""
         body = await self.read(request, CompletionBody)
         body.check()
-        head = self._head("cmpl", body)
+        head = await self._head("cmpl", body)
         echo = await asyncio.to_thread(self._echo, body) if body.echo else None
         wanted = body.to_requests(body.prompt, ORIGIN.get())
         answers = [chunks_of(self.generator, one) for one in wanted]
@@ -132,13 +132,20 @@ class OpenAIRoutes:
         text = self.tokenizer.decode(body.prompt)
         return Echo(text, self.tokenizer.token_bytes(body.prompt[0]))
 
-    def _head(self, kind: str, body: OpenAIBody) -> Head:
+    async def _head(self, kind: str, body: OpenAIBody) -> Head:
         return Head(
             id=f"{kind}-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self._served_name(body.model),
+            fingerprint=await self._fingerprint(),
             include_usage=body.include_usage,
         )
+
+    async def _fingerprint(self) -> str | None:
+        """In a thread, since it may have to wait until the model's files are read."""
+        if self.status is None:
+            return None
+        return await asyncio.to_thread(self.status.fingerprint)
 
     def _served_name(self, asked: str | None) -> str:
         if self.status is None:

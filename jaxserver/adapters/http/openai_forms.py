@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
-from jaxserver.adapters.http.answer import FinishedAnswer, Interleaved
+from jaxserver.adapters.http.answer import FinishedAnswer, Interleaved, receipt_field
 from jaxserver.adapters.http.openai_answers import (
     AssistantMessage,
     ChatChoice,
@@ -30,12 +30,14 @@ class Head:
 
     Attributes:
         created: Seconds since 1970.
+        fingerprint: Short for all that answers depend on besides their requests.
         include_usage: An event with the counts of tokens is wanted at the end.
     """
 
     id: str
     created: int
     model: str
+    fingerprint: str | None = None
     include_usage: bool = False
 
     def fields(self) -> dict[str, Any]:
@@ -43,7 +45,7 @@ class Head:
             "id": self.id,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
         }
 
 
@@ -76,6 +78,7 @@ def chat_completion(head: Head, answers: Sequence[FinishedAnswer]) -> ChatComple
         choices=choices,
         usage=_usage([answer.usage for answer in answers]),
         seed=answers[0].seed,
+        **receipt_field(answers[0].receipt),
     )
 
 
@@ -97,6 +100,7 @@ def text_completion(
         choices=choices,
         usage=_usage([answer.usage for answer in answers]),
         seed=answers[0].seed,
+        **receipt_field(answers[0].receipt),
     )
 
 
@@ -167,7 +171,8 @@ def _chat_end(head: Head, index: int, chunk: Chunk) -> str:
     choice = ChunkChoice(
         index=index, delta=Delta(), logprobs=None, finish_reason=reason
     )
-    return _event(head, _CHAT, [choice], seed=chunk.seed)
+    more = receipt_field(chunk.receipt)
+    return _event(head, _CHAT, [choice], seed=chunk.seed, **more)
 
 
 def _text_event(
@@ -189,7 +194,8 @@ def _text_event(
 def _text_end(head: Head, index: int, chunk: Chunk) -> str:
     reason = _finish_text(chunk.finish_reason)
     choice = TextChoice(index=index, text="", logprobs=None, finish_reason=reason)
-    return _event(head, _TEXT, [choice], seed=chunk.seed)
+    more = receipt_field(chunk.receipt)
+    return _event(head, _TEXT, [choice], seed=chunk.seed, **more)
 
 
 def _event(

@@ -162,6 +162,7 @@ class OpenAIBody(WireModel):
     stream_options: StreamOptions | None = None
     priority: Priority | None = None
     deadline_seconds: Seconds | None = None
+    receipt: bool | None = None
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -184,6 +185,8 @@ class OpenAIBody(WireModel):
         """
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "allowed only with stream: true")
+        if self.receipt and (self.n or 1) > 1:
+            raise invalid("receipt", "allowed is false with several answers, by n")
 
     @abc.abstractmethod
     def sampling_params(self) -> SamplingParams:
@@ -212,6 +215,7 @@ class OpenAIBody(WireModel):
             score_prompt=self.scores_prompt,
             priority=self.priority or 0,
             deadline_seconds=self.deadline_seconds,
+            receipt=bool(self.receipt),
             origin=origin,
         )
         return tuple(dataclasses.replace(first, choice=nth) for nth in range(count))

@@ -20,6 +20,7 @@ ARGUMENTS = {
     "plan": ("plan",),
     "pull": ("pull",),
 }
+COMMANDS = (*ARGUMENTS, "replay")
 KEYS = dataclasses.fields(ServerConfig)
 
 
@@ -27,7 +28,7 @@ def test_alone_it_shows_its_commands() -> None:
     result = ScriptedProgram().run()
     text = plain(result.output)
     assert "Usage: jaxserver" in text
-    assert all(f" {command} " in text for command in ARGUMENTS)
+    assert all(f" {command} " in text for command in COMMANDS)
 
 
 def test_a_wrong_command_is_answered_with_the_near_one() -> None:

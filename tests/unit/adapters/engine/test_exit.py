@@ -20,7 +20,7 @@ from jaxserver.core.config import EngineConfig
 from jaxserver.core.steps import Outcome
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.types import GenerationRequest
-from tests.fakes import ByteTokenizer
+from tests.fakes import ByteTokenizer, known
 
 SIZES = EngineConfig(slots=4, max_len=4096)
 MATRIX = jnp.ones((300, 300))
@@ -46,7 +46,7 @@ class Endless(Device):
     def decode(self, plan, now):
         return self._step(plan, now)
 
-shell = Shell(Listeners(()), time.monotonic, lambda: 1)
+shell = Shell(Listeners(()), time.monotonic, lambda: 1, known())
 engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Limits(4096), shell)
 engine.start(lambda on: EngineLoop(Endless(), SIZES, on, time.monotonic, 300.0))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]
