@@ -109,20 +109,23 @@ class Host:
 
     def generate(self, request: GenerationRequest) -> Stream:
         try:
-            if self.engine is None or self._state is not ServerState.READY:
+            if self.engine is None:
                 raise self.not_ready()
             return self.engine.generate(request)
         except JaxServerError as error:
             self._telemetry.request_finished(_not_taken(request, error))
             raise
 
-    def drain(self, seconds: float) -> None:
-        """Takes no more requests, lets those there are finish, and stops."""
+    def drain(self, seconds: float) -> bool:
+        """Takes no more requests, lets those there are finish, and stops.
+
+        Returns whether everything has ended; where a step hangs, nothing can end it.
+        """
         if self._state is not ServerState.FAILED:
             self._state = ServerState.DRAINING
-        if self.engine is not None:
-            self.engine.close(seconds)
+        has_ended = self.engine is None or self.engine.close(seconds)
         self._telemetry.close()
+        return has_ended
 
     def snapshot(self) -> StatusSnapshot:
         return take_snapshot(

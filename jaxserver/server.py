@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import fastapi
 
 from jaxserver.adapters.http.app import create_app
-from jaxserver.adapters.http.serve import HttpServer
+from jaxserver.adapters.http.serve import FLUSH_SECONDS, HttpServer
 from jaxserver.adapters.prompts.late import LateFormatter
 from jaxserver.adapters.prompts.pieces import Pieces
 from jaxserver.adapters.tokenizers.late import LateTokenizer
@@ -37,8 +38,6 @@ from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.profiling import JaxProfiler
 from jaxserver.snapshot import reachable_host
 from jaxserver.wiring import Load, Model, load_model, load_torch_model, take_model
-
-DRAIN_SECONDS = 30.0
 
 
 class JAXServer:
@@ -345,11 +344,17 @@ class JAXServer:
         host = reachable_host(self._host.config.host)
         return f"http://{host}:{self._http.port}"
 
-    def end(self, drain_seconds: float = DRAIN_SECONDS) -> None:
-        """Takes no more requests, lets those there are finish, and stops."""
-        self._host.drain(drain_seconds)
+    def end(self, drain_seconds: float | None = None) -> bool:
+        """Takes no more requests, lets those there are finish, and stops.
+
+        Unless told otherwise, they get `shutdown_timeout`. False: a step that hangs.
+        """
+        allowed, began = drain_seconds, time.monotonic()
+        seconds = self.config.shutdown_timeout if allowed is None else allowed
+        has_ended = self._host.drain(seconds)
         if self._http is not None:
-            self._http.stop()
+            self._http.stop(max(FLUSH_SECONDS, began + seconds - time.monotonic()))
+        return has_ended
 
     def status(self) -> dict[str, Any]:
         """The snapshot as plain values, as `GET /status` gives it."""

@@ -19,6 +19,7 @@ from jaxserver.adapters.checkpoints.cache import cache_folder
 from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_files import need_torch
+from jaxserver.adapters.engine.compile_cache import keep_compiled_code
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
@@ -296,7 +297,8 @@ def start_engine(
         device = Device(compiled, model.params, engine, orders)
         if not is_one:
             device.connect()
-        return EngineLoop(device, engine, on_events, time.monotonic)
+        watchdog_seconds = config.watchdog_seconds
+        return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
 
     text.start(make_loop)
     return text
@@ -372,6 +374,4 @@ def _computed_dtype(config: ServerConfig) -> str:
 def _keep_compiled_code() -> None:
     """Keeps compiled code between starts, unless JAX has been told where already."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        keep_compiled_code(cache_folder() / "compiled")

@@ -215,7 +215,8 @@ def start(parts: Parts) -> TextEngine:
         params = parts.params or model().params
         device = HookedDevice(executables, params, sizes, parts.orders)
         parts.prepare(device)
-        return EngineLoop(device, sizes, on_events, parts.clock)
+        watchdog_seconds = config.watchdog_seconds
+        return EngineLoop(device, sizes, on_events, parts.clock, watchdog_seconds)
 
     engine.start(make_loop)
     return engine

@@ -100,6 +100,17 @@ def adopt(fns: ModelFns, state: DecodeState, adoption: Adoption) -> DecodeState:
     return state._replace(cache=cache, tokens=tokens)
 
 
+def take_page(state: DecodeState, page: Int[Array, ""]) -> Cache:
+    """What a page of the cache holds."""
+    return jax.tree.map(lambda leaf: leaf[page], state.cache)
+
+
+def put_page(state: DecodeState, page: Int[Array, ""], held: Cache) -> DecodeState:
+    """Lets a page hold something else."""
+    cache = jax.tree.map(lambda old, new: old.at[page].set(new), state.cache, held)
+    return state._replace(cache=cache)
+
+
 def prefill(
     fns: ModelFns, params: Params, state: DecodeState, chunk: PrefillChunk
 ) -> tuple[DecodeState, Outcome]:

@@ -125,6 +125,8 @@ class ModelFns(NamedTuple):
             encoder.
         rules: What every answer has to keep to.
         processors: Steps of choosing that requests may ask for, by name.
+        token_axes: Of each leaf of the cache, in the same tree, which dimension of a
+            page counts its tokens; None where pages are not to be taken out.
     """
 
     init_cache: InitCache
@@ -140,3 +142,4 @@ class ModelFns(NamedTuple):
     decoder_prompt: tuple[int, ...] = ()
     rules: AnswerRules = AnswerRules()
     processors: Processors = MappingProxyType({})
+    token_axes: Any = None

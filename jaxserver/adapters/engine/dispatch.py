@@ -1,7 +1,8 @@
 """Turns a plan into a call of an executable, and its outcome into events."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.orders import Order, Orders
 from jaxserver.adapters.engine.requests import (
+    HostArray,
+    KeptPages,
     Logprobs,
     Scores,
     TokenEvent,
@@ -91,6 +94,12 @@ class Device:
         self._processors = compiled.steps.processors
         self._state: DecodeState = compiled.get("init", 0)()
 
+    @property
+    def can_take(self) -> bool:
+        """Pages can be taken out, and put in: one process has all of each."""
+        is_alone = jax.process_count() == 1
+        return is_alone and self._compiled.steps.token_axes is not None
+
     def reset(self) -> None:
         """Makes an empty state in place of one that a failed dispatch consumed."""
         self._give(Order("init", 0))
@@ -130,6 +139,28 @@ class Device:
         self._state, outcome = executable(self._params, self._state, *order.inputs)
         return outcome
 
+    def take(self, pages: Sequence[int], length: int) -> KeptPages:
+        """What pages hold of a row's first tokens, on the host."""
+        run, axes = self._compiled.get("take", 0), self._compiled.steps.token_axes
+        leaves = []
+        for nth, page in enumerate(pages):
+            some = min(length - nth * self._engine.page_size, self._engine.page_size)
+            held = jax.device_get(run(self._state, np.int32(page)))
+            take = functools.partial(np.take, indices=range(some))
+            cut = jax.tree.map(lambda x, at, take=take: take(x, axis=at), held, axes)
+            leaves.append(tuple(jax.tree.leaves(cut)))
+        return KeptPages(length, tuple(leaves))
+
+    def put(self, pages: Sequence[int], kept: KeptPages) -> None:
+        """Lets pages hold what was taken from others of the same model."""
+        (_, shapes) = self._compiled.steps.inputs("put", 0)
+        wanted, tree = jax.tree.flatten(shapes)
+        run = self._compiled.get("put", 0)
+        for page, leaves in zip(pages, kept.leaves, strict=True):
+            whole = [_padded(x, y.shape) for x, y in zip(leaves, wanted, strict=True)]
+            held = jax.tree.unflatten(tree, whole)
+            self._state = run(self._state, np.int32(page), held)
+
     def prefill(
         self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
     ) -> Dispatch:
@@ -148,6 +179,11 @@ class Device:
         block = decode_block(plan, self._engine)
         outcome = self._order(Order("decode", plan.rows, (block,)))
         return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+
+
+def _padded(array: HostArray, shape: tuple[int, ...]) -> HostArray:
+    missing = [(0, size - held) for held, size in zip(array.shape, shape, strict=True)]
+    return np.pad(array, missing)
 
 
 def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption:

@@ -63,6 +63,7 @@ class TokenRequest:
         streaming: Somebody reads along.
         scored: The log-probabilities of the prompt's tokens are wanted.
         choice: Which of several answers to the prompt this is.
+        drawn: The beginning of the answer, which its reader has already.
         priority: Lower is sooner.
         deadline: By the engine's clock, when nobody wants the answer any more.
     """
@@ -77,6 +78,7 @@ class TokenRequest:
     streaming: bool
     scored: bool = False
     choice: int = 0
+    drawn: tuple[int, ...] = ()
     priority: int = 0
     deadline: float | None = None
 
@@ -96,6 +98,21 @@ class Logprobs:
             top_ids=self.top_ids[count:],
             top=self.top[count:],
         )
+
+
+class KeptPages(NamedTuple):
+    """What some pages of the cache hold of a row.
+
+    Attributes:
+        length: How many of the row's tokens.
+        leaves: By page, the arrays of the cache; the last page's may be cut short.
+    """
+
+    length: int
+    leaves: tuple[tuple[HostArray, ...], ...]
+
+
+NO_PAGES = KeptPages(0, ())
 
 
 class Scores(NamedTuple):

@@ -37,6 +37,8 @@ from jaxserver.ports.types import FinishReason, GenerationRequest, SamplingParam
 
 LOGGER = logging.getLogger("jaxserver")
 STOP_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+"""How often the engine's thread is looked after while it brings nothing."""
 
 
 class Shell(NamedTuple):
@@ -138,7 +140,7 @@ class TextEngine:
             raise EngineFailed("what a prompt keeps when it is cut asks for an answer")
         with self._lock:
             if self._is_draining:
-                raise NotReady("the server is shutting down", self._retry_seconds())
+                raise NotReady("the server is draining", self._retry_seconds())
             if not self.is_alive():
                 raise EngineFailed("the engine does not run any more")
             if len(self._answers) >= self._max_open:
@@ -148,10 +150,11 @@ class TextEngine:
             self._encoder.submit(self._encode, request, answer)
         return EngineStream(channel, functools.partial(self._cancel, answer))
 
-    def close(self, timeout_seconds: float) -> None:
+    def close(self, timeout_seconds: float) -> bool:
         """Takes no more requests, lets those there are finish, ends the threads.
 
-        Requests that are not finished in time fail with `EngineFailed`.
+        Requests that are not finished in time fail with `EngineFailed`. Returns whether
+        the engine's thread has ended; where a step hangs, nothing can end it.
         """
         atexit.unregister(self.close)
         with self._lock:
@@ -164,6 +167,7 @@ class TextEngine:
                 self._report(answer, EngineFailed("the engine was stopped"))
         self._events.put(None)
         self._decoder.join(STOP_SECONDS)
+        return not self.loop.is_running()
 
     def _cancel(self, answer: Answer) -> None:
         answer.is_cancelled = True
@@ -251,8 +255,30 @@ class TextEngine:
         self._events.put([TokenEvent(request_id=answer.request_id, end=end)])
 
     def _decode(self) -> None:
-        while (events := self._events.get()) is not None:
-            wake([w for event in events if (w := self._follow(event)) is not None])
+        """Runs in a thread until it is told to end, or a step does not."""
+        while not self.loop.is_hanging():
+            try:
+                events = self._events.get(timeout=WATCH_SECONDS)
+            except queue.Empty:
+                continue
+            if events is None:
+                return
+            self._deliver(events)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """No request has come since the engine hangs, and none waits for it longer."""
+        reason = f"a step has taken longer than {self._config.watchdog_seconds:g} s"
+        LOGGER.error("the engine hangs: %s", reason)
+        self.loop.stop()
+        with self._lock:
+            open_now = tuple(self._answers)
+        self._deliver(
+            [TokenEvent(request_id=i, end=EngineFailed(reason)) for i in open_now]
+        )
+
+    def _deliver(self, events: Sequence[TokenEvent]) -> None:
+        wake([w for event in events if (w := self._follow(event)) is not None])
 
     def _follow(self, event: TokenEvent) -> Waiter | None:
         """Gives one answer what one dispatch brought it."""

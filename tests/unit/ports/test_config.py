@@ -37,6 +37,8 @@ OWN_DEFAULTS = {
     "page_size": None,
     "num_pages": None,
     "max_queue_tokens": None,
+    "shutdown_timeout": 30.0,
+    "watchdog_seconds": 300.0,
     "quantize": "auto",
     "numerics": "invariant",
     "coordinator": None,
@@ -130,6 +132,16 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
     ),
     "num_pages": ([None, 1], [0, True, "1"], f"{integer(1)}, or none"),
     "max_queue_tokens": ([None, 1], [0, True, "1"], f"{integer(1)}, or none"),
+    "shutdown_timeout": (
+        [0, 0.5, 86400],
+        [-1, 86401, float("nan"), "30", True, None],
+        "a number from 0 to 86400",
+    ),
+    "watchdog_seconds": (
+        [0.1, 300, 86400],
+        [0, 86401, float("inf"), "300", True, None],
+        "a number from 0.1 to 86400",
+    ),
     "quantize": (
         ["auto", "none", "int8"],
         ["fp3", "int4", None, False],

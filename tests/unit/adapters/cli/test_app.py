@@ -106,10 +106,13 @@ def test_every_setting_is_a_flag(command: str) -> None:
         "page_size": "128",
         "temperature": "0.5",
         "top_p": "0.5",
+        "shutdown_timeout": "0.5",
+        "watchdog_seconds": "0.5",
     }
     wanted: dict[str, object] = {**texts}
     wanted |= {"mesh_axes_names": ("dp", "fsdp", "mp"), "mesh_axes_shape": (-1, 1, 1)}
     wanted |= {"temperature": 0.5, "top_p": 0.5, "page_size": 128}
+    wanted |= {"shutdown_timeout": 0.5, "watchdog_seconds": 0.5}
     arguments = list(ARGUMENTS[command])
     for field in KEYS:
         flag = field.name.replace("_", "-")

@@ -48,7 +48,7 @@ class Endless(Device):
 
 shell = Shell(Listeners(()), time.monotonic, lambda: 1, known())
 engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Limits(4096), shell)
-engine.start(lambda on_events: EngineLoop(Endless(), SIZES, on_events, time.monotonic))
+engine.start(lambda on: EngineLoop(Endless(), SIZES, on, time.monotonic, 300.0))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]
 print(next(streams[0]).text)
 """
