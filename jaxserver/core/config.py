@@ -86,6 +86,7 @@ class EngineConfig:
         block_seconds: Longest decode block while somebody waits or reads along.
         tokens_per_page: None where a page is a whole row, and row i is page i.
         pages: None for as many as all slots need for their longest sequences.
+        is_fast: Nobody minds if bits depend on how a token was run.
         prefix_cache: Prompts that begin alike share what was made of the beginning.
         ageing_seconds: A request that has waited so long is as urgent as one of the
             next lower priority.
@@ -101,6 +102,7 @@ class EngineConfig:
     row_parts: int = 1
     tokens_per_page: int | None = None
     pages: int | None = None
+    is_fast: bool = False
     prefix_cache: bool = True
     ageing_seconds: float = 10.0
 
@@ -135,11 +137,11 @@ class EngineConfig:
     def score_length(self) -> int | None:
         """Padded length of a chunk of a prompt that is scored; its logits are kept.
 
-        None where a token's bits depend on how it was run: a score would not be what
-        generating gave.
+        None where a token's bits depend on how it was run, unless nobody minds: a
+        score would not be what generating gave.
         """
         if self.chunk is not None:
-            return None
+            return self.chunk if self.is_fast and not self.encoder_lengths else None
         return max(length for length in self.prefill_lengths if length <= MAX_SCORED)
 
     @property

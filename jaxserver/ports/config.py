@@ -204,8 +204,8 @@ class ServerConfig:
     numerics: str = _key(
         "invariant",
         _one_of("invariant", "fast"),
-        "invariant: an answer's bits are a function of its request; fast: what is "
-        "quicker, where a model or a mesh cannot keep that at every shape.",
+        "invariant: an answer's bits are a function of its request; fast: Flax classes "
+        "score prompts and processes share their beginnings, though bits may differ.",
     )
     coordinator: str | None = _key(
         None,
