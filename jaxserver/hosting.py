@@ -5,14 +5,16 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.adapters.engine.going_on import resume
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
 from jaxserver.identity import identity_of, in_background
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
-from jaxserver.ports.generator import Stream
+from jaxserver.ports.generator import SavableStream
 from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.receipt import Identity
@@ -107,7 +109,12 @@ class Host:
         self.compiled.compile_all(progress)
         self._compiles_at_ready = COMPILES.count
 
-    def generate(self, request: GenerationRequest) -> Stream:
+    def resume(self, path: Path, max_new_tokens: int | None) -> SavableStream:
+        if self.engine is None:
+            raise self.not_ready()
+        return resume(self.engine, path, max_new_tokens)
+
+    def generate(self, request: GenerationRequest) -> SavableStream:
         try:
             if self.engine is None:
                 raise self.not_ready()

@@ -5,20 +5,20 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import fastapi
 
-from jaxserver.adapters.http.app import create_app
 from jaxserver.adapters.http.serve import FLUSH_SECONDS, HttpServer
 from jaxserver.adapters.prompts.late import LateFormatter
 from jaxserver.adapters.prompts.pieces import Pieces
-from jaxserver.adapters.tokenizers.late import LateTokenizer
+from jaxserver.application import Written, application
 from jaxserver.hosting import Host
 from jaxserver.overriding import Writers, own_handlers
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import UnsupportedMessages
-from jaxserver.ports.generator import Stream
+from jaxserver.ports.generator import SavableStream
 from jaxserver.ports.handlers import (
     CANCEL,
     Answer,
@@ -35,7 +35,6 @@ from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
-from jaxserver.profiling import JaxProfiler
 from jaxserver.snapshot import reachable_host
 from jaxserver.wiring import Load, Model, load_model, load_torch_model, take_model
 
@@ -165,9 +164,20 @@ class JAXServer:
         """Compiles what `pre_compile = false` left for later."""
         self._host.compile(progress or no_progress)
 
-    def generate(self, request: GenerationRequest) -> Stream:
+    def generate(self, request: GenerationRequest) -> SavableStream:
         """Queues a request; see `ports.generator.Generator`."""
         return self._host.generate(request)
+
+    def resume(
+        self, path: str | os.PathLike[str], max_new_tokens: int | None = None
+    ) -> SavableStream:
+        """Goes on with an answer that a stream has saved, as it would have gone on.
+
+        Raises:
+            BrokenCheckpoint: The file is not what `save` writes.
+            InvalidRequest: It was saved with another model.
+        """
+        return self._host.resume(Path(path), max_new_tokens)
 
     def process(
         self,
@@ -292,37 +302,9 @@ class JAXServer:
         Args:
             pages: With the chat and instruct pages.
         """
-        config, slots = self._host.config, self._host.config.slots or 0
-        handlers = own_handlers(self, JAXServer)
         instruct = LateFormatter(self._writers.instruct)
-        app = create_app(
-            self,
-            self.formatter,
-            instruct_formatter=instruct,
-            tokenizer=LateTokenizer(lambda: self._host.loaded().tokenizer),
-            status=self,
-            metrics=self._host.metrics,
-            profiler=JaxProfiler() if config.profile else None,
-            handlers=handlers,
-            api_key=config.api_key,
-            truncate_prompts=config.use_prefix_tokenizer,
-            handler_threads=max(32, slots) + config.max_queue,
-        )
-        if pages:
-            from jaxserver.adapters.gradio_ui.pages import (  # noqa: PLC0415  # slow
-                mount_pages,
-            )
-
-            mount_pages(
-                app,
-                self,
-                self.formatter,
-                instruct_formatter=instruct,
-                config=config,
-                handlers=handlers,
-                status=self,
-            )
-        return app
+        written = Written(self.formatter, instruct, own_handlers(self, JAXServer))
+        return application(self, self._host, written, pages=pages)
 
     def fire(self) -> str:
         """Serves over HTTP in the background; returns the address it listens on."""

@@ -71,6 +71,13 @@ def compiled(engine: EngineConfig) -> CompiledSteps:
     return executables
 
 
+def of_pages(sizes: EngineConfig) -> "Parts":
+    """An engine whose pages are smaller than a row, compiled as it is used."""
+    tiny = tiny_model(TINY_BYTES, sizes.max_len, page_size=sizes.page_size)
+    lazy = CompiledSteps(build_steps(tiny.fns, tiny.params, sizes, tiny.mesh))
+    return Parts(sizes=sizes, executables=lazy, params=tiny.params)
+
+
 class HookedDevice(Device):
     """A device that calls functions around its steps: to wait, to count, to raise.
 

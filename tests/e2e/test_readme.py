@@ -28,7 +28,7 @@ def _here(loaded_server: JAXServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_is_python_to_run() -> None:
-    assert len(PYTHON) == 6
+    assert len(PYTHON) == 7
     assert len(CURL) == 2
 
 

@@ -291,7 +291,7 @@ def compiled(
     heard: list[tuple[str, int, int]] = []
     with compile_cache(tmp_path_factory.mktemp("compiled")):
         made = wiring.compile_model(model, config, lambda *one: heard.append(one))
-    assert heard == [("compile", count, 4) for count in (1, 2, 3, 4)]
+    assert heard == [("compile", count, 7) for count in range(1, 8)]
     return made
 
 

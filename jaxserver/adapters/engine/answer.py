@@ -15,6 +15,7 @@ from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
+    GenerationRequest,
     SamplingParams,
     TokenLogprob,
     Usage,
@@ -28,6 +29,8 @@ class Answer:
     Attributes:
         origin: Who asked.
         is_cancelled: Written by whoever cancels.
+        asked: What is run, nothing left to the server; None before it is known.
+        end_ids: The tokens that end it.
         receipt: What is to become one, where the request asked.
         scores: By place, what the prompt's tokens are worth; None when nobody asked, or
             when the reader has been told.
@@ -44,6 +47,8 @@ class Answer:
     deadline: float | None = None
     origin: Origin = UNKNOWN
     is_cancelled: bool = False
+    asked: GenerationRequest | None = None
+    end_ids: frozenset[int] = frozenset()
     receipt: ReceiptWriter | None = None
     prompt_tokens: int = 0
     prompt_tokens_dropped: int = 0
@@ -85,6 +90,16 @@ class Answer:
         if self.receipt is not None:
             self.receipt.note(chunk)
         return chunk
+
+    def begin(self, read: tuple[int, ...], end_ids: frozenset[int]) -> bool:
+        """Goes on where its reader is; whether the answer has ended there."""
+        self.completion_tokens = len(read)
+        _, _, is_stopped = self._read([self.tokenizer.token_bytes(t) for t in read])
+        return is_stopped or bool(read and read[-1] in end_ids)
+
+    def has_been_told(self) -> None:
+        """Its reader has all of the text so far."""
+        self.text = TextState(strips_space=False)
 
     def _read(self, pieces: Sequence[bytes]) -> tuple[int, str, bool]:
         """Tokens up to a stop string, their text, and whether there was one."""

@@ -151,6 +151,25 @@ class Device:
             leaves.append(tuple(jax.tree.leaves(cut)))
         return KeptPages(length, tuple(leaves))
 
+    def fits(self, kept: KeptPages) -> bool:
+        """Whether it may have been taken from a cache of this model."""
+        if not self.can_take:
+            return True  # nobody will put it anywhere
+        _, shapes = self._compiled.steps.inputs("put", 0)
+        axes = jax.tree.leaves(self._compiled.steps.token_axes)
+        wanted = jax.tree.leaves(shapes)
+        size = self._engine.page_size
+        for nth, leaves in enumerate(kept.leaves):
+            some = min(kept.length - nth * size, size)
+            fit = [
+                x.dtype == y.dtype
+                and x.shape == (*y.shape[:at], some, *y.shape[at + 1 :])
+                for x, y, at in zip(leaves, wanted, axes, strict=False)
+            ]
+            if len(leaves) != len(wanted) or not all(fit):
+                return False
+        return True
+
     def put(self, pages: Sequence[int], kept: KeptPages) -> None:
         """Lets pages hold what was taken from others of the same model."""
         (_, shapes) = self._compiled.steps.inputs("put", 0)

@@ -148,6 +148,11 @@ class EngineLoop:
         except TimeoutError:
             raise EngineFailed("the engine does not answer") from None
 
+    def fits(self, kept: KeptPages) -> bool:
+        """Whether pages of this engine's cache can hold it."""
+        num_pages = self._engine.pages_for(kept.length)
+        return len(kept.leaves) == num_pages and self._device.fits(kept)
+
     def bring(self, tokens: Tokens, kept: KeptPages) -> None:
         """Lets requests that come later find what another engine's cache held."""
         if self._device.can_take:
@@ -236,6 +241,8 @@ class EngineLoop:
         self._requests[request.request_id] = request
         # Where a token's bits depend on how it was run, all of them are run again.
         known = request.drawn if self._engine.chunk is None else ()
+        if known:  # it may share pages with whom it comes from
+            *_, self._state = found(self._state, self._engine, ())
         self._num_sent[request.request_id] = len(request.drawn)
         queued = QueuedRequest(
             request_id=request.request_id,

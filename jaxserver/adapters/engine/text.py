@@ -17,12 +17,20 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from jaxserver.adapters.engine.answer import Answer
+from jaxserver.adapters.engine.going_on import Keeper
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.pace import Pace
 from jaxserver.adapters.engine.prompts import read_prompt
 from jaxserver.adapters.engine.receipts import ReceiptWriter, has_receipt
 from jaxserver.adapters.engine.requests import Limits, TokenEvent, TokenRequest
-from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
+from jaxserver.adapters.engine.stream import (
+    Begun,
+    Channel,
+    EngineStream,
+    Item,
+    Waiter,
+    wake,
+)
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import (
     EngineFailed,
@@ -121,6 +129,11 @@ class TextEngine:
 
     def generate(self, request: GenerationRequest) -> EngineStream:
         """Queues a request and returns at once; see `ports.generator`."""
+        return self.go_on(Begun(request))
+
+    def go_on(self, begun: Begun) -> EngineStream:
+        """As `generate`, for an answer whose beginning its reader has."""
+        request = begun.request
         channel = Channel()
         request_id = next(self._ids)
         seed, seconds = request.sampling.seed, request.deadline_seconds
@@ -147,8 +160,14 @@ class TextEngine:
                 open_now = f"{self._max_open} requests are being served or waiting"
                 raise ServerFull(open_now, self._retry_seconds())
             self._answers[request_id] = answer
-            self._encoder.submit(self._encode, request, answer)
-        return EngineStream(channel, functools.partial(self._cancel, answer))
+            submitted = self._encoder.submit(self._encode, begun, answer)
+        cancel = functools.partial(self._cancel, answer)
+        return EngineStream(channel, cancel, Keeper(self, answer, begun, submitted))
+
+    @property
+    def identity(self) -> Identity:
+        """What answers depend on; waits until that is known."""
+        return self._shell.identity.result()
 
     def close(self, timeout_seconds: float) -> bool:
         """Takes no more requests, lets those there are finish, ends the threads.
@@ -173,11 +192,11 @@ class TextEngine:
         answer.is_cancelled = True
         self.loop.cancel(answer.request_id)
 
-    def _encode(self, request: GenerationRequest, answer: Answer) -> None:
+    def _encode(self, begun: Begun, answer: Answer) -> None:
         """Runs in the worker thread; what goes wrong is the request's answer."""
         self._encoding_thread = threading.get_ident()
         try:
-            self._submit(request, answer)
+            self._submit(begun, answer)
         except JaxServerError as error:
             self._report(answer, error)
         except Exception as error:  # the reader must hear of it
@@ -185,7 +204,8 @@ class TextEngine:
             reason = f"the prompt could not be tokenised: {type(error).__name__}"
             self._report(answer, EngineFailed(reason))
 
-    def _submit(self, request: GenerationRequest, answer: Answer) -> None:
+    def _submit(self, begun: Begun, answer: Answer) -> None:
+        request, read, is_told = begun
         if answer.is_cancelled:
             self._report(answer, FinishReason.CANCELLED)
             return
@@ -200,15 +220,19 @@ class TextEngine:
         held = self._limits.decoder_prompt or len(prompt.ids)
         eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
         end_ids = eos | frozenset(sampling.stop_token_ids)
+        run = dataclasses.replace(sampling, seed=answer.seed, max_new_tokens=wanted)
+        answer.end_ids = end_ids
+        answer.asked = request_again(
+            prompt.ids, run, choice=request.choice, score_prompt=request.score_prompt
+        )
         if request.receipt:
-            run = dataclasses.replace(sampling, seed=answer.seed, max_new_tokens=wanted)
-            ran = request_again(
-                prompt.ids,
-                run,
-                choice=request.choice,
-                score_prompt=request.score_prompt,
-            )
-            answer.receipt = ReceiptWriter(ran, end_ids)
+            answer.receipt = ReceiptWriter(answer.asked, end_ids)
+        is_over = answer.begin(read, end_ids)
+        if is_over or is_told:
+            answer.has_been_told()
+        if is_over:
+            self._report(answer, FinishReason.STOP)
+            return
         self.loop.submit(
             TokenRequest(
                 request_id=answer.request_id,
@@ -216,11 +240,12 @@ class TextEngine:
                 held=held,
                 sampling=sampling,
                 seed=answer.seed,
-                limit=min(held + wanted, self._limits.max_len),
+                limit=min(held + max(wanted, len(read)), self._limits.max_len),
                 end_ids=end_ids,
                 streaming=request.streaming,
                 scored=request.score_prompt,
                 choice=request.choice,
+                drawn=read,
                 priority=request.priority,
                 deadline=answer.deadline,
             )
