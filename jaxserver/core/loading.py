@@ -208,7 +208,9 @@ def _load(
             _read(checkpoint, name, shape)
             for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
         ]
-        values = recipe.arrange(parts, whole).astype(rounded, copy=False)
+        # Broken weights may be infinite; that is for who computes with them to say.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = recipe.arrange(parts, whole).astype(rounded, copy=False)
         made: HostArray | Int8Weight[HostArray]
         if isinstance(spec, Int8Weight):
             made = quantize(values, whole.num_out)
