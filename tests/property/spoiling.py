@@ -11,7 +11,10 @@ LENGTHS = (0, 1, 2**16, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
 JUNK_BYTES = st.binary(min_size=1, max_size=8) | st.sampled_from(
     [struct.pack("<Q", n) for n in LENGTHS] + [struct.pack(">Q", n) for n in LENGTHS]
 )
-PLACES = ("../x", "../../x.safetensors", "/tmp/x", "a/../../x", "x\0y", "..", "~/x")
+PLACES = (
+    *("../x", "../../x.safetensors", "/tmp/x", "a/../../x", "x\0y", "..", "~/x"),
+    *("\ud800", "x" * 1000),
+)
 """Names that lead out of a folder, or nowhere."""
 DEEP = 3_000
 

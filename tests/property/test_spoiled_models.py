@@ -5,6 +5,7 @@ Within a bound of time and of memory, and nothing is written outside of the cach
 
 import contextlib
 import datetime
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -187,7 +188,7 @@ def test_spoiled_shards_are_served_or_refused(sandbox: Sandbox, files: Files) ->
 @pytest.mark.parametrize("place", PLACES)
 def test_a_shard_outside_of_the_folder_is_refused(sandbox: Sandbox, place: str) -> None:
     index = "model.safetensors.index.json"
-    named = SHARDS[index].replace(b"model-00001-of-00002.safetensors", b"%s")
-    content = named.replace(b"%s", place.replace("\0", "\\u0000").encode())
+    written = json.dumps(place)[1:-1].encode()
+    content = SHARDS[index].replace(b"model-00001-of-00002.safetensors", written)
     files = Files({**SHARDS, index: Content(content)})
     assert isinstance(sandbox.outcome(files), BrokenCheckpoint)
