@@ -26,6 +26,7 @@ class Started:
     """
 
     url: str
+    pid: int
     ready_seconds: float
 
 
@@ -58,7 +59,9 @@ def started(model: str, cache: Path, arguments: Sequence[str]) -> Iterator[Start
     with process:
         try:
             yield Started(
-                url=_ready_url(process), ready_seconds=time.perf_counter() - began
+                url=_ready_url(process),
+                pid=process.pid,
+                ready_seconds=time.perf_counter() - began,
             )
         finally:
             process.terminate()

@@ -16,7 +16,13 @@ from jaxserver.adapters.flax_models.weights import (
     plain_params,
 )
 from jaxserver.core.families import llama
-from jaxserver.core.loading import load_params, load_tree, place_params, read_config
+from jaxserver.core.loading import (
+    check_shapes,
+    load_params,
+    load_tree,
+    place_params,
+    read_config,
+)
 from jaxserver.core.params import kept_as, param_specs
 from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
 from jaxserver.core.transformer import transformer_fns
@@ -70,7 +76,7 @@ def is_native(checkpoint: Checkpoint, config: ServerConfig) -> bool:
         raise UnsupportedModel(f"{checkpoint.path} by a Flax class", "it natively")
     if config.backend != "auto" or checkpoint.layout == "gguf":
         return config.backend != "flax"
-    return checkpoint.config.get("model_type") in llama.MODEL_TYPES
+    return llama.is_known(checkpoint.config)
 
 
 def backend_of(
@@ -126,6 +132,7 @@ def _native(
     if checkpoint.layout == "flax":
         checkpoint = as_huggingface(checkpoint)
     known = read_config(checkpoint)
+    check_shapes(known, checkpoint)
 
     rounded, mesh = DTYPES[config.dtype], place.mesh
     kept = {"auto": dtype, "none": rounded, "int8": "int8"}[config.quantize]

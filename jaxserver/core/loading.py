@@ -70,9 +70,31 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     names = frozenset(checkpoint.tensors.names())
     factors: tuple[float, ...] = ()
     if "rope_freqs.weight" in names:
-        values = np.asarray(checkpoint.tensors.read("rope_freqs.weight"))
+        values = np.ravel(checkpoint.tensors.read("rope_freqs.weight"))
         factors = tuple(float(value) for value in values)
     return llama.from_gguf(checkpoint.config, names, factors)
+
+
+def check_shapes(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Compares what a configuration needs with what a file says of its tensors.
+
+    After it no size of the configuration is larger than the file has room for.
+
+    Raises:
+        BrokenCheckpoint: A tensor is missing or has another shape than expected.
+    """
+    num_tensors = len(frozenset(checkpoint.tensors.names()))
+    if config.num_layers > num_tensors:
+        raise BrokenCheckpoint(
+            checkpoint.path,
+            None,
+            expected=f"tensors of {config.num_layers} layers",
+            found=f"{num_tensors} tensors",
+        )
+    recipes = jax.tree.leaves(_recipes(config, checkpoint), is_leaf=_is_recipe)
+    for recipe in recipes:
+        for name, shape in zip(recipe.tensors, recipe.shapes, strict=True):
+            _check_shape(checkpoint, name, checkpoint.tensors.shape(name), shape)
 
 
 def load_params(
@@ -173,7 +195,7 @@ def _load(
     progress: Progress,
 ) -> Any:
     flat, tree = jax.tree.flatten(specs, is_leaf=_is_weight)
-    made_by = jax.tree.leaves(recipes, is_leaf=lambda leaf: isinstance(leaf, Recipe))
+    made_by = jax.tree.leaves(recipes, is_leaf=_is_recipe)
     rounded, kept = (_numpy_dtype(name) for name in dtypes)
     ends = list(itertools.accumulate(_num_bytes(spec, kept) for spec in flat))
 
@@ -186,7 +208,9 @@ def _load(
             _read(checkpoint, name, shape)
             for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
         ]
-        values = recipe.arrange(parts, whole).astype(rounded, copy=False)
+        # Broken weights may be infinite; that is for who computes with them to say.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = recipe.arrange(parts, whole).astype(rounded, copy=False)
         made: HostArray | Int8Weight[HostArray]
         if isinstance(spec, Int8Weight):
             made = quantize(values, whole.num_out)
@@ -204,6 +228,10 @@ def put(values: HostArray | Array, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(
         values.shape, sharding, lambda index: values[index]
     )
+
+
+def _is_recipe(leaf: Any) -> bool:
+    return isinstance(leaf, Recipe)
 
 
 def _is_weight(leaf: Any) -> bool:
@@ -225,12 +253,18 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def _read(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> HostArray:
-    found = checkpoint.tensors.shape(name)
+    values = np.asarray(checkpoint.tensors.read(name))
+    _check_shape(checkpoint, name, values.shape, shape)
+    return values
+
+
+def _check_shape(
+    checkpoint: Checkpoint, name: str, found: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
     if tuple(found) != shape:
         raise BrokenCheckpoint(
             checkpoint.path, name, expected=f"shape {shape}", found=f"{tuple(found)}"
         )
-    return np.asarray(checkpoint.tensors.read(name))
 
 
 def _recipes(

@@ -1,6 +1,5 @@
 """However a file is broken, opening it works or names what is wrong."""
 
-import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ import msgpack
 import numpy as np
 from flax.serialization import to_bytes
 from hypothesis import given
-from hypothesis import strategies as st
 
 from jaxserver.adapters.checkpoints.gguf import open_gguf
 from jaxserver.adapters.checkpoints.msgpack_files import open_msgpack
@@ -21,12 +19,8 @@ from jaxserver.ports.errors import (
     UnsupportedModel,
 )
 from jaxserver.ports.tensors import Checkpoint
+from tests.property.spoiling import Content, spoiled_bytes
 from tests.unit.adapters.checkpoints.files import write_folder, write_gguf
-
-LENGTHS = (0, 1, 2**16, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
-JUNK = st.binary(min_size=1, max_size=8)
-CUTS = st.booleans()
-BROKEN_LENGTHS = st.sampled_from([struct.pack("<Q", n) for n in LENGTHS])
 
 
 def gguf_bytes() -> bytes:
@@ -54,21 +48,12 @@ def stream_bytes() -> bytes:
     return b"".join(msgpack.packb(pair) for pair in pairs)
 
 
-GGUF = gguf_bytes()
-TREE = to_bytes({"a": {"b": np.ones((4, 4), np.float32)}, "c": np.ones(2, np.float16)})
-STREAM = stream_bytes()
-SAFETENSORS = safetensors_bytes()
-
-
-@st.composite
-def corrupted(draw: st.DrawFn, whole: bytes) -> bytes:
-    """The file with some bytes replaced, put in or taken out, and perhaps cut."""
-    content = whole
-    for _ in range(draw(st.integers(0, 4))):
-        start = draw(st.integers(0, len(content)))
-        end = start + draw(st.sampled_from((0, 1, 4, 8)))
-        content = content[:start] + draw(JUNK | BROKEN_LENGTHS) + content[end:]
-    return content[: draw(st.integers(0, len(content)))] if draw(CUTS) else content
+GGUF = Content(gguf_bytes())
+TREE = Content(
+    to_bytes({"a": {"b": np.ones((4, 4), np.float32)}, "c": np.ones(2, np.float16)})
+)
+STREAM = Content(stream_bytes())
+SAFETENSORS = Content(safetensors_bytes())
 
 
 def error_of_reading(checkpoint: Callable[[], Checkpoint]) -> JaxServerError | None:
@@ -81,7 +66,7 @@ def error_of_reading(checkpoint: Callable[[], Checkpoint]) -> JaxServerError | N
     return None
 
 
-@given(content=corrupted(GGUF))
+@given(content=spoiled_bytes(GGUF))
 def test_a_corrupted_gguf_file_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.gguf"
@@ -91,7 +76,7 @@ def test_a_corrupted_gguf_file_is_read_or_refused(content: bytes) -> None:
     assert error is not None or content.startswith(b"GGUF")
 
 
-@given(content=corrupted(SAFETENSORS))
+@given(content=spoiled_bytes(SAFETENSORS))
 def test_a_corrupted_safetensors_file_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
@@ -102,7 +87,7 @@ def test_a_corrupted_safetensors_file_is_read_or_refused(content: bytes) -> None
     assert error is not None or len(content) >= 8
 
 
-@given(content=corrupted(TREE) | corrupted(STREAM))
+@given(content=spoiled_bytes(TREE) | spoiled_bytes(STREAM))
 def test_a_corrupted_msgpack_file_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flax_model.msgpack"

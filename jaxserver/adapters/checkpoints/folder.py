@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from jaxserver.ports.errors import BrokenCheckpoint
 
 CONFIG = "config.json"
+_MAX_NAME_BYTES = 255
 Place = TypeVar("Place")
 
 
@@ -38,8 +39,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise broken(index, "an object `weight_map`", repr(weight_map)[:40])
     for name, file in weight_map.items():
-        is_name = isinstance(file, str) and not {*file} & {"/", "\\", "\0", ":"}
-        if not is_name or file in ("", ".", ".."):
+        if not isinstance(file, str) or not _is_name(file):
             raise broken(index, "the name of a file beside it", repr(file)[:80], name)
     return weight_map
 
@@ -52,6 +52,13 @@ def files_of(index: Path) -> tuple[str, ...]:
     """
     names = sorted({*read_weight_map(index).values()})
     return tuple(str(index.parent / name) for name in names)
+
+
+def _is_name(file: str) -> bool:
+    """Whether it names one file beside another; half a surrogate pair is no text."""
+    if not file.isprintable() or {*file} & {"/", "\\", ":"}:
+        return False
+    return file not in ("", ".", "..") and len(file.encode()) <= _MAX_NAME_BYTES
 
 
 def of_shards(

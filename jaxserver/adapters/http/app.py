@@ -10,12 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from jaxserver.adapters.http.auth import ApiKeyGate
+from jaxserver.adapters.http.auth import OPEN_PATHS, ApiKeyGate
 from jaxserver.adapters.http.body import BodyReader, invalid
 from jaxserver.adapters.http.disconnect import ClientLeft
 from jaxserver.adapters.http.errors import Refused, error_json, failure_of
 from jaxserver.adapters.http.handler_pool import HandlerPool
 from jaxserver.adapters.http.openai import OpenAIRoutes
+from jaxserver.adapters.http.openapi import DescribedApp
 from jaxserver.adapters.http.original import OriginalRoutes
 from jaxserver.adapters.http.request_id import RequestIds, name_header
 from jaxserver.adapters.http.scope import route_path
@@ -71,6 +72,7 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
     app = _bare_app(pool)
     if api_key is not None:
         app.add_middleware(ApiKeyGate, api_key=api_key)
+        app.open_paths = OPEN_PATHS
     app.add_middleware(RequestIds)
     original = OriginalRoutes(
         generator=generator,
@@ -101,13 +103,13 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
     return app
 
 
-def _bare_app(pool: HandlerPool) -> fastapi.FastAPI:
+def _bare_app(pool: HandlerPool) -> DescribedApp:
     @contextlib.asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
         yield
         pool.close()
 
-    app = fastapi.FastAPI(
+    app = DescribedApp(
         title="jaxserver",
         version=importlib.metadata.version("jaxserver"),
         lifespan=lifespan,

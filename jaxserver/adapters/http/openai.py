@@ -16,6 +16,7 @@ from jaxserver.adapters.http.disconnect import unless_client_leaves
 from jaxserver.adapters.http.errors import Failure, Refused
 from jaxserver.adapters.http.openai_answers import (
     ChatCompletion,
+    ChatCompletionChunk,
     Completion,
     ServedModel,
     ServedModels,
@@ -71,9 +72,9 @@ class OpenAIRoutes:
             **openapi.route(
                 ChatCompletion,
                 body=ChatCompletionBody,
-                streams=True,
+                events=ChatCompletionChunk,
                 openai=True,
-                also=_NO_MODEL,
+                also=openapi.DEADLINE | _NO_MODEL,
             ),
         )
         routes.add_api_route(
@@ -82,9 +83,9 @@ class OpenAIRoutes:
             **openapi.route(
                 Completion,
                 body=CompletionBody,
-                streams=True,
+                events=Completion,
                 openai=True,
-                also=_NO_MODEL,
+                also=openapi.DEADLINE | _NO_MODEL,
             ),
         )
         if self.status is not None:

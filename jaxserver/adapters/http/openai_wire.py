@@ -31,6 +31,7 @@ from jaxserver.adapters.http.wire import (
     TokenCount,
     TokenId,
     TopK,
+    Whole,
     WireModel,
 )
 from jaxserver.ports.origin import Origin
@@ -72,7 +73,7 @@ def _joined(content: Any) -> str:
 
 
 def _text_or_ids(prompt: Any) -> str | tuple[int, ...]:
-    if isinstance(prompt, list) and len(prompt) == 1 and not _is_int(prompt[0]):
+    if isinstance(prompt, list) and len(prompt) == 1 and not _is_number(prompt[0]):
         prompt = prompt[0]
     if isinstance(prompt, str):
         return prompt
@@ -86,9 +87,20 @@ def _text_or_ids(prompt: Any) -> str | tuple[int, ...]:
     return tuple(ids)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
+
+def _only_with(field: str, other: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Describes that a field, where it is given, wants another one to be true."""
+    return {
+        "if": {"properties": {field: given}, "required": [field]},
+        "then": {"properties": {other: {"const": True}}, "required": [other]},
+    }
+
+
+_STREAMED = _only_with("stream_options", "stream", {"type": "object"})
+_REPORTED = _only_with("top_logprobs", "logprobs", {"type": "integer", "minimum": 1})
 
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 _Single = Field(min_length=1, max_length=1)
@@ -111,7 +123,7 @@ LogitBias = Annotated[
     Field(max_length=MAX_LOGIT_BIAS, json_schema_extra={"additionalProperties": False}),
 ]
 EndIds = Annotated[list[TokenId], Field(max_length=MAX_END_IDS)]
-TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), Whole]
 
 
 class ChatMessage(WireModel):
@@ -141,6 +153,8 @@ class TextFormat(WireModel):
 
 class OpenAIBody(WireModel):
     """What both routes take."""
+
+    model_config = pydantic.ConfigDict(json_schema_extra={"allOf": [_STREAMED]})
 
     model: str | None = None
     max_tokens: TokenCount | None = None
@@ -244,6 +258,10 @@ class OpenAIBody(WireModel):
 
 class ChatCompletionBody(OpenAIBody):
     """A conversation whose next turn is wanted."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra={"allOf": [_STREAMED, _REPORTED]}
+    )
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: TokenCount | None = None

@@ -5,8 +5,9 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pydantic
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -65,24 +66,13 @@ class OriginalRoutes:
 
     def router(self) -> APIRouter:
         routes = APIRouter()
-        own, theirs = OriginalAnswer | Down, dict[str, object]
         routes.add_api_route(
             "/instruct",
             self.instruct,
-            **openapi.route(
-                theirs if self.handlers.forward_instruct else own,
-                body=InstructBody,
-                streams=True,
-            ),
+            **_described(InstructBody, self.handlers.forward_instruct),
         )
         routes.add_api_route(
-            "/chat",
-            self.chat,
-            **openapi.route(
-                theirs if self.handlers.forward_chat else own,
-                body=ChatBody,
-                streams=True,
-            ),
+            "/chat", self.chat, **_described(ChatBody, self.handlers.forward_chat)
         )
         return routes
 
@@ -138,6 +128,20 @@ class OriginalRoutes:
             return EventStream(_events(prompt, chunks))
         answer = await unless_client_leaves(request.receive, finished(chunks))
         return json_response(_answer(prompt, answer))
+
+
+def _described(
+    body: type[pydantic.BaseModel], handler: Callable[..., Answer] | None
+) -> dict[str, Any]:
+    """A handler's answer may be any object."""
+    answer, events = OriginalAnswer | Down, Piece | OriginalAnswer
+    theirs = dict[str, object]
+    return openapi.route(
+        theirs if handler else answer,
+        body=body,
+        events=theirs if handler else events,
+        also=openapi.DEADLINE,
+    )
 
 
 async def _whole_event(

@@ -34,6 +34,12 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _as_whole(value: Any) -> Any:
+    """JSON has one kind of numbers: 4.0 is 4."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
+
+
 def _only_false(value: bool) -> bool:
     if value:
         raise ValueError("only false is served")
@@ -46,19 +52,20 @@ Stop = Annotated[
     _StopStrings,
     BeforeValidator(_as_list, json_schema_input_type=StopString | _StopStrings),
 ]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+Whole = BeforeValidator(_as_whole)
+TokenId = Annotated[int, Field(ge=0, lt=2**31), Whole]
+TokenCount = Annotated[int, Field(ge=1, lt=2**31), Whole]
 Temperature = Annotated[float, Field(ge=0, le=100)]
-TopK = Annotated[int, Field(ge=0, lt=2**31)]
+TopK = Annotated[int, Field(ge=0, lt=2**31), Whole]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-100, le=100)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
-Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), Whole]
 Seconds = Annotated[float, Field(ge=0, le=MAX_DEADLINE_SECONDS)]
-# Said as `lt`, since the description writes bounds as floats: 2**64 is one.
-Seed = Annotated[int, Field(ge=0, lt=MAX_SEED + 1)]
-One = Annotated[int, Field(ge=1, le=1)]
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+# Said as `lt`: the framework keeps bounds as floats, and 2**64 is one.
+Seed = Annotated[int, Field(ge=0, lt=MAX_SEED + 1), Whole]
+One = Annotated[int, Field(ge=1, le=1), Whole]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole]
 ProcessorParam = bool | int | float
 LogitsProcessors = Annotated[
     dict[str, dict[str, ProcessorParam]], Field(max_length=MAX_PROCESSORS)

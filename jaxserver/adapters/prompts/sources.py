@@ -1,7 +1,7 @@
 """Where a checkpoint keeps its chat template: files of a folder, or GGUF metadata."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,29 @@ def from_folder(path: str | Path) -> ChatTemplateFormatter:
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> ChatTemplateFormatter:
-    """Reads GGUF's `tokenizer.chat_template` and the tokens that it may name."""
-    tokens: Sequence[str] = metadata.get("tokenizer.ggml.tokens", ())
+    """Reads GGUF's `tokenizer.chat_template` and the tokens that it may name.
+
+    Raises:
+        BrokenCheckpoint: The template is no text.
+    """
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise BrokenCheckpoint(
+            "GGUF metadata",
+            None,
+            expected="tokenizer.chat_template to be text",
+            found=type(template).__name__,
+        )
 
     def text(name: str) -> str | None:
         token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return None if token is None or token >= len(tokens) else tokens[token]
+        if not isinstance(tokens, list) or not isinstance(token, int):
+            return None
+        return str(tokens[token]) if 0 <= token < len(tokens) else None
 
     return ChatTemplateFormatter(
-        template=metadata.get("tokenizer.chat_template"),
-        bos_token=text("bos"),
-        eos_token=text("eos"),
+        template=template, bos_token=text("bos"), eos_token=text("eos")
     )
 
 
@@ -74,7 +86,7 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(_read(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found = str(error)
     else:
         if isinstance(content, dict):

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from tokenizers import Tokenizer, processors
 
+MAX_TOKEN_CHARACTERS = 512
+"""The time that the library takes for a special token grows by the square of this."""
+
 
 def put_around(
     encoder: Tokenizer, begin: Mapping[str, int], end: Mapping[str, int]

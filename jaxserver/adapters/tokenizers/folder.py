@@ -1,13 +1,14 @@
 """A tokenizer from the folder of a Hugging Face checkpoint."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from jaxserver.adapters.tokenizers.ends import put_around
+from jaxserver.adapters.tokenizers.ends import MAX_TOKEN_CHARACTERS, put_around
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
 from jaxserver.ports.errors import BrokenCheckpoint, UnsupportedModel
 
@@ -23,6 +24,7 @@ SET_ENDS = {
         "eos_token": "<|END_OF_TURN_TOKEN|>",
     },
 }
+_TOKEN_KEY = re.compile("_tokens?(_decoder)?$")
 SLOW_FILES = (
     "tokenizer.model",
     "spiece.model",
@@ -63,12 +65,14 @@ def from_folder(path: str | Path) -> PieceTokenizer:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    written = {
-        key: value
-        for name in ("special_tokens_map.json", "tokenizer_config.json")
-        for key, value in _json(folder / name).items()
-        if value is not None
-    }
+    written: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        found = _json(folder / name)
+        written |= {key: value for key, value in found.items() if value is not None}
+        tokens = [value for key, value in found.items() if _TOKEN_KEY.search(key)]
+        _check_lengths(folder / name, tokens)
+    added = folder / "added_tokens.json"
+    _check_lengths(added, [*_json(added)])
     return SET_ENDS.get(_kind(written), {}) | written
 
 
@@ -77,7 +81,24 @@ def _kind(settings: Mapping[str, Any]) -> str:
     return str(settings.get("tokenizer_class")).removesuffix("Fast")
 
 
+def _check_lengths(file: Path, tokens: Any) -> None:
+    """Looks for texts that are too long for a token, however deep they lie."""
+    left = [tokens]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and len(value) > MAX_TOKEN_CHARACTERS:
+            raise BrokenCheckpoint(
+                str(file),
+                None,
+                expected=f"tokens of at most {MAX_TOKEN_CHARACTERS} characters",
+                found=f"one of {len(value)}",
+            )
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+
+
 def _fast(file: Path) -> tokenizers.Tokenizer:
+    _check_lengths(file, _json(file).get("added_tokens"))
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
@@ -159,7 +180,7 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         found = str(error)
     else:
         if isinstance(content, dict):

@@ -1,5 +1,6 @@
 """A tokenizer from the metadata of a GGUF file."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,8 @@ def from_gguf(
         BrokenCheckpoint: The keys do not fit together.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in _ENCODERS:
-        model = f"a model whose tokenizer.ggml.model is {kind!r}"
+    if not isinstance(kind, str) or kind not in _ENCODERS:
+        model = f"a model whose tokenizer.ggml.model is {reprlib.repr(kind)}"
         raise UnsupportedModel(model, ", ".join(sorted(_ENCODERS)))
     vocabulary = Vocabulary.of(metadata, file)
     encoder = _ENCODERS[kind](vocabulary)
@@ -51,9 +52,15 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
         raise UnsupportedModel(
             "a byte-level vocabulary with tokenizer.ggml.add_space_prefix", "false"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.values("merges")]
+    merges = [merge.split(" ", 1) for merge in vocabulary.values("merges", str)]
+    if any(len(pair) != 2 for pair in merges):
+        raise vocabulary.broken("merges", "pairs of tokens", "one without a space")
     encoder = Tokenizer(
-        _bpe(vocabulary, merges=merges, ignore_merges=split.whole_words_first)
+        _bpe(
+            vocabulary,
+            merges=list(map(tuple, merges)),
+            ignore_merges=split.whole_words_first,
+        )
     )
     if split.composes:
         encoder.normalizer = normalizers.NFC()
@@ -66,7 +73,7 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
 
 def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     """Llama's kind: merges of characters by score, bytes for characters it lacks."""
-    scores = vocabulary.values("scores")
+    scores = vocabulary.values("scores", float)
     vocabulary.check_length("scores", scores)
     normal = vocabulary.of_type(TokenType.NORMAL)
     merges = merges_by_score({vocabulary.tokens[i]: scores[i] for i in normal})

@@ -12,6 +12,8 @@ from jaxserver.ports.errors import UnsupportedModel
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SUPPORTED = "byte-level, sentencepiece (Metaspace or Replace) and WordPiece decoders"
+MAX_IDS = 1 << 22
+SUPPORTED_IDS = f"ids below {MAX_IDS}"
 # What WordPiece's clean-up does to a token and the space before it.
 CLEAN_UP = {
     " .": ".",
@@ -99,10 +101,17 @@ def piece_reader(encoder: tokenizers.Tokenizer) -> PieceReader:
 def piece_table(
     encoder: tokenizers.Tokenizer, reader: PieceReader, unused: frozenset[int]
 ) -> tuple[bytes, ...]:
-    """The bytes of every id; none for special, unused and missing ones."""
+    """The bytes of every id; none for special, unused and missing ones.
+
+    Raises:
+        UnsupportedModel: An id is out of all proportion.
+    """
     vocabulary = encoder.get_vocab(with_added_tokens=True)
     added = encoder.get_added_tokens_decoder()
-    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > MAX_IDS:
+        raise UnsupportedModel(f"a vocabulary with the id {size - 1}", SUPPORTED_IDS)
+    table = [b""] * size
     for text, token in vocabulary.items():
         if token in unused or (token in added and added[token].special):
             continue

@@ -1,6 +1,7 @@
 """How a byte-level vocabulary wants text split before its merges, by GGUF name."""
 
 import dataclasses
+import reprlib
 
 from tokenizers import Regex, pre_tokenizers
 
@@ -61,14 +62,15 @@ SPLITS = {
 }
 
 
-def split_named(name: str | None) -> Split:
+def split_named(name: object) -> Split:
     """The split of a `tokenizer.ggml.pre`.
 
     Raises:
         UnsupportedModel: The name is unknown; to guess would split silently wrong.
     """
-    if name not in SPLITS:
+    if not isinstance(name, str) or name not in SPLITS:
         raise UnsupportedModel(
-            f"a model whose tokenizer.ggml.pre is {name!r}", ", ".join(sorted(SPLITS))
+            f"a model whose tokenizer.ggml.pre is {reprlib.repr(name)}",
+            ", ".join(sorted(SPLITS)),
         )
     return SPLITS[name]

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from jaxserver.adapters.tokenizers.pieces import piece_reader, piece_table
-from jaxserver.ports.errors import InvalidRequest
+from jaxserver.ports.errors import InvalidRequest, UnsupportedModel
+
+RARE_TEXT = "a \u4dff \U0001f642 \u0780 \U0010fffd"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +41,12 @@ class PieceTokenizer:
         """Takes an encoder with its decoder set; `unused` ids stand for nothing.
 
         Raises:
-            UnsupportedModel: The decoder is of an unknown kind.
+            UnsupportedModel: The decoder is of an unknown kind, or there are texts that
+                the encoder fails on.
         """
         encoder.no_truncation()
         encoder.no_padding()
+        _try_out(encoder)
         reader = piece_reader(encoder)
         return cls(
             encoder=encoder,
@@ -91,3 +95,16 @@ class PieceTokenizer:
     def token_bytes(self, token: int) -> bytes:
         """What one token adds; nothing for an id that the vocabulary does not have."""
         return self.pieces[token] if 0 <= token < len(self.pieces) else b""
+
+
+def _try_out(encoder: tokenizers.Tokenizer) -> None:
+    """Encodes what hardly a vocabulary has tokens for.
+
+    Raises:
+        UnsupportedModel: That fails, as where the token for the unknown is missing.
+    """
+    try:
+        encoder.encode(RARE_TEXT)
+    except Exception as error:  # the library raises nothing narrower
+        model = f"a tokenizer that fails on a text ({error})"
+        raise UnsupportedModel(model, "those that take any text") from error

@@ -2,15 +2,19 @@
 
 import dataclasses
 import enum
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from jaxserver.adapters.tokenizers.ends import MAX_TOKEN_CHARACTERS
 from jaxserver.ports.errors import BrokenCheckpoint
 
 # Tokens that end a turn. One that the model's own template writes ends an answer too,
 # since many files name their end of text alone.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+Value = TypeVar("Value", str, int, float)
 
 
 class TokenType(enum.IntEnum):
@@ -42,16 +46,23 @@ class Vocabulary:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], file: str) -> "Vocabulary":
-        tokens = metadata.get("tokenizer.ggml.tokens") or ()
-        normal = [TokenType.NORMAL] * len(tokens)
-        types = metadata.get("tokenizer.ggml.token_type", normal)
-        vocabulary = cls(metadata=metadata, file=file, tokens=tokens, types=types)
+        empty = cls(metadata=metadata, file=file, tokens=(), types=())
+        tokens = empty.values("tokens", str)
+        vocabulary = dataclasses.replace(empty, tokens=tokens)
         different = len(set(tokens))
         if not tokens or different != len(tokens):
             found = f"{len(tokens)}, {different} of them different"
             raise vocabulary.broken("tokens", "tokens, each of them once", found)
+        longest = max(map(len, tokens))
+        if longest > MAX_TOKEN_CHARACTERS:
+            expected = f"tokens of at most {MAX_TOKEN_CHARACTERS} characters"
+            raise vocabulary.broken("tokens", expected, f"one of {longest}")
+        if "tokenizer.ggml.token_type" not in metadata:
+            normal = [TokenType.NORMAL] * len(tokens)
+            return dataclasses.replace(vocabulary, types=normal)
+        types = vocabulary.values("token_type", int)
         vocabulary.check_length("token_type", types)
-        return vocabulary
+        return dataclasses.replace(vocabulary, types=types)
 
     def ids(self) -> dict[str, int]:
         return {text: token for token, text in enumerate(self.tokens)}
@@ -60,12 +71,17 @@ class Vocabulary:
         return [token for token, kind in enumerate(self.types) if kind in types]
 
     def flag(self, key: str, *, default: bool) -> bool:
-        return bool(self.metadata.get(f"tokenizer.ggml.{key}", default))
+        value = self.metadata.get(f"tokenizer.ggml.{key}", default)
+        if not isinstance(value, bool):
+            raise self.broken(key, "true or false", reprlib.repr(value))
+        return value
 
-    def values(self, key: str) -> Sequence[Any]:
-        values: Sequence[Any] | None = self.metadata.get(f"tokenizer.ggml.{key}")
-        if values is None:
-            raise self.broken(key, "a list", "nothing")
+    def values(self, key: str, kind: type[Value]) -> Sequence[Value]:
+        """A list whose entries are all of one kind."""
+        values = self.metadata.get(f"tokenizer.ggml.{key}")
+        if not isinstance(values, list) or not all(type(v) is kind for v in values):
+            expected = f"a list of type {kind.__name__}"
+            raise self.broken(key, expected, reprlib.repr(values))
         return values
 
     def check_length(self, key: str, values: Sequence[Any]) -> None:
@@ -74,9 +90,12 @@ class Vocabulary:
             raise self.broken(key, expected, str(len(values)))
 
     def token_id(self, key: str) -> int | None:
-        token: int | None = self.metadata.get(f"tokenizer.ggml.{key}")
-        if token is not None and not 0 <= token < len(self.tokens):
-            raise self.broken(key, f"an id below {len(self.tokens)}", str(token))
+        token = self.metadata.get(f"tokenizer.ggml.{key}")
+        if token is None:
+            return None
+        if type(token) is not int or not 0 <= token < len(self.tokens):
+            expected = f"an id below {len(self.tokens)}"
+            raise self.broken(key, expected, reprlib.repr(token))
         return token
 
     def eos_ids(self) -> set[int]:

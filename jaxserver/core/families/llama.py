@@ -1,10 +1,12 @@
 """The llama family: its configuration and tensor names, as files write them down."""
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxserver.core.config import ModelConfig, RopeScaling
 from jaxserver.core.families.parts import Part, PartTable
+from jaxserver.core.families.settings import Settings
 from jaxserver.ports.errors import UnsupportedModel
 
 MODEL_TYPES = frozenset({"llama"})
@@ -26,55 +28,51 @@ def from_gguf(
     """
     kind = str(metadata.get("general.architecture"))
     if kind != "llama" or metadata.get("llama.expert_count"):
-        raise UnsupportedModel(f"a GGUF file of architecture {kind}", SUPPORTED)
+        raise UnsupportedModel(f"a GGUF file of architecture {kind:.40}", SUPPORTED)
     names = frozenset(tensors)
-
-    def get(key: str, default: Any = None) -> Any:
-        value = metadata.get(f"llama.{key}", default)
-        if value is None:
-            raise UnsupportedModel(
-                f"a GGUF file without the key llama.{key}", SUPPORTED
-            )
-        if not isinstance(value, int | float):
-            raise UnsupportedModel(f"a list under llama.{key}", "one number there")
-        return value
-
-    num_heads, embed = get("attention.head_count"), get("embedding_length")
-    head_dim = get("attention.key_length", embed // num_heads)
+    said = Settings(metadata, "a GGUF file", "llama.")
+    num_heads, embed = said.size("attention.head_count"), said.size("embedding_length")
+    head_dim = said.size("attention.key_length", embed // num_heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if get(key, head_dim) != head_dim:
-            raise UnsupportedModel(f"llama.{key} {get(key)}", f"{head_dim} there")
-    vocab = metadata.get("llama.vocab_size")
-    return ModelConfig(
-        vocab_size=vocab or len(metadata.get("tokenizer.ggml.tokens", ())),
-        num_layers=get("block_count"),
-        embed=embed,
-        mlp=get("feed_forward_length"),
-        num_heads=num_heads,
-        num_kv_heads=get("attention.head_count_kv", num_heads),
-        head_dim=head_dim,
-        max_len=get("context_length"),
-        norm_eps=get("attention.layer_norm_rms_epsilon"),
-        rope_theta=float(get("rope.freq_base", 10_000.0)),
-        rope_scaling=_gguf_scaling(metadata, rope_factors),
-        tied="output.weight" not in names,
-        attention_bias="blk.0.attn_q.bias" in names,
-        mlp_bias="blk.0.ffn_up.bias" in names,
+        if said.size(key, head_dim) != head_dim:
+            raise said.refused(key, f"{head_dim} there")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return _checked(
+        ModelConfig(
+            vocab_size=said.size(
+                "vocab_size", len(tokens) if isinstance(tokens, list) else None
+            ),
+            num_layers=said.size("block_count"),
+            embed=embed,
+            mlp=said.size("feed_forward_length"),
+            num_heads=num_heads,
+            num_kv_heads=said.size("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            max_len=said.size("context_length", least=2),
+            norm_eps=said.real("attention.layer_norm_rms_epsilon"),
+            rope_theta=said.real("rope.freq_base", 10_000.0),
+            rope_scaling=_gguf_scaling(said, rope_factors, head_dim),
+            tied="output.weight" not in names,
+            attention_bias="blk.0.attn_q.bias" in names,
+            mlp_bias="blk.0.ffn_up.bias" in names,
+        )
     )
 
 
 def _gguf_scaling(
-    metadata: Mapping[str, Any], rope_factors: tuple[float, ...]
+    said: Settings, rope_factors: tuple[float, ...], head_dim: int
 ) -> RopeScaling | None:
     if rope_factors:
+        if len(rope_factors) != head_dim // 2 or not all(f > 0 for f in rope_factors):
+            got = f"a GGUF file with {len(rope_factors)} factors in rope_freqs.weight"
+            raise UnsupportedModel(got, f"{head_dim // 2} of them, each above 0")
         return RopeScaling(kind="factors", factors=rope_factors)
-    kind = metadata.get("llama.rope.scaling.type", "none")
+    kind = said.get("rope.scaling.type", "none")
     if kind == "none":
         return None
-    factor = metadata.get("llama.rope.scaling.factor")
-    if kind == "linear" and factor is not None:
-        return RopeScaling(kind="linear", factor=float(factor))
-    raise UnsupportedModel(f"rotary scaling {kind!r}", "none, linear and llama3")
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=said.real("rope.scaling.factor"))
+    raise _unknown_scaling(kind)
 
 
 def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
@@ -83,73 +81,91 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
     Raises:
         UnsupportedModel: The model type or one of its settings is not known here.
     """
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise UnsupportedModel(f"model type {kind!r}", SUPPORTED)
-    _check_fixed(config)
-
-    def get(key: str) -> int:
-        value = config.get(key)
-        if not isinstance(value, int):
-            got = f"a config.json with {key} {value!r}"
-            raise UnsupportedModel(got, "a whole number there")
-        return value
-
-    num_heads, embed = get("num_attention_heads"), get("hidden_size")
-    return ModelConfig(
-        vocab_size=get("vocab_size"),
-        num_layers=get("num_hidden_layers"),
-        embed=embed,
-        mlp=get("intermediate_size"),
-        num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=config.get("head_dim") or embed // num_heads,
-        max_len=config.get("max_position_embeddings", 2048),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(_rope(config).get("rope_theta", 10_000.0)),
-        rope_scaling=_huggingface_scaling(_rope(config)),
-        tied=config.get("tie_word_embeddings", False),
-        attention_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+    said = Settings(config, "a config.json")
+    if not is_known(config):
+        raise UnsupportedModel(
+            f"model type {reprlib.repr(said.get('model_type'))}", SUPPORTED
+        )
+    _check_fixed(said)
+    num_heads, embed = said.size("num_attention_heads"), said.size("hidden_size")
+    rope = _rope(said)
+    return _checked(
+        ModelConfig(
+            vocab_size=said.size("vocab_size"),
+            num_layers=said.size("num_hidden_layers"),
+            embed=embed,
+            mlp=said.size("intermediate_size"),
+            num_heads=num_heads,
+            num_kv_heads=said.size("num_key_value_heads", num_heads),
+            head_dim=said.size("head_dim", embed // num_heads),
+            max_len=said.size("max_position_embeddings", 2048, least=2),
+            norm_eps=said.real("rms_norm_eps", 1e-6),
+            rope_theta=rope.real("rope_theta", 10_000.0),
+            rope_scaling=_huggingface_scaling(rope),
+            tied=said.flag("tie_word_embeddings"),
+            attention_bias=said.flag("attention_bias"),
+            mlp_bias=said.flag("mlp_bias"),
+        )
     )
 
 
-def _check_fixed(config: Mapping[str, Any]) -> None:
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of this family."""
+    kind = config.get("model_type")
+    return isinstance(kind, str) and kind in MODEL_TYPES
+
+
+def _checked(config: ModelConfig) -> ModelConfig:
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if heads % kv_heads:
+        got = f"a model of {heads} heads and {kv_heads} key-value heads"
+        raise UnsupportedModel(got, "as many of these, or a whole multiple")
+    if config.head_dim % 2:
+        got = f"a model whose heads have a width of {config.head_dim}"
+        raise UnsupportedModel(got, "even widths, which are rotated in pairs")
+    return config
+
+
+def _check_fixed(said: Settings) -> None:
     """Settings that transformers applies and we do not are refused by name."""
     wanted = {"hidden_act": "silu", "pretraining_tp": 1, "partial_rotary_factor": 1.0}
     for key, only in wanted.items():
-        if config.get(key) not in (None, only):
-            raise UnsupportedModel(f"{key} {config[key]!r}", f"{key} {only!r}")
-    if config.get("quantization_config"):
+        if said.get(key, only) != only:
+            raise said.refused(key, f"{key} {only!r}")
+    if said.get("quantization_config"):
         raise UnsupportedModel("a quantised safetensors folder", "plain weights, GGUF")
 
 
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _rope(said: Settings) -> Settings:
     """Rotary settings, which stand in one of two places by transformers' version."""
-    theta = {k: config[k] for k in ("rope_theta",) if k in config}
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {**theta, **nested}
+    nested = said.inner("rope_parameters").values or said.inner("rope_scaling").values
+    theta = {"rope_theta": said.get("rope_theta")}
+    return Settings({**theta, **nested}, said.file)
 
 
-def _huggingface_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+def _huggingface_scaling(rope: Settings) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    try:
-        if kind == "linear":
-            return RopeScaling(kind="linear", factor=float(rope["factor"]))
-        if kind == "llama3":
-            return RopeScaling(
-                kind="llama3",
-                factor=float(rope["factor"]),
-                low_freq_factor=float(rope["low_freq_factor"]),
-                high_freq_factor=float(rope["high_freq_factor"]),
-                original_max_len=rope["original_max_position_embeddings"],
-            )
-    except KeyError as key:
-        got = f"rotary scaling {kind!r} without {key}"
-        raise UnsupportedModel(got, "one with all its settings") from key
-    raise UnsupportedModel(f"rotary scaling {kind!r}", "none, linear and llama3")
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=rope.real("factor"))
+    if kind == "llama3":
+        scaling = RopeScaling(
+            kind="llama3",
+            factor=rope.real("factor"),
+            low_freq_factor=rope.real("low_freq_factor"),
+            high_freq_factor=rope.real("high_freq_factor"),
+            original_max_len=rope.size("original_max_position_embeddings"),
+        )
+        if scaling.low_freq_factor >= scaling.high_freq_factor:
+            raise rope.refused("low_freq_factor", "less than high_freq_factor there")
+        return scaling
+    raise _unknown_scaling(kind)
+
+
+def _unknown_scaling(kind: Any) -> UnsupportedModel:
+    got = f"rotary scaling {reprlib.repr(kind)}"
+    return UnsupportedModel(got, "none, linear and llama3")
 
 
 def gguf_parts(layer: int) -> PartTable:

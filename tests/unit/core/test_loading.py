@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from jaxserver.adapters.checkpoints.safetensors import open_safetensors
 from jaxserver.core.config import ModelConfig
-from jaxserver.core.loading import halves_apart, load_params, read_config
+from jaxserver.core.loading import check_shapes, halves_apart, load_params, read_config
 from jaxserver.core.params import init_params
 from jaxserver.core.partition_rules import Rules
 from jaxserver.core.sharding import make_mesh
@@ -164,6 +164,22 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(name: str) -> None:
     assert (caught.value.file, caught.value.tensor) == ("here/model.safetensors", name)
     assert caught.value.expected == f"shape {expected}"
     assert caught.value.found == str(tensors[name].shape)
+
+
+def test_shapes_are_compared_before_anything_is_read() -> None:
+    class Unread(DictTensors):
+        def read(self, name: str) -> HostArray:
+            raise AssertionError(f"{name} was read")
+
+    tensors = Unread(saved(TINY_LLAMA, init_params(TINY_LLAMA, 4)))
+    unread = dataclasses.replace(checkpoint_of({}), tensors=tensors)
+    check_shapes(TINY_LLAMA, unread)
+    wider = dataclasses.replace(TINY_LLAMA, head_dim=2**30)
+    with pytest.raises(BrokenCheckpoint, match=r"q_proj.*shape \(4294967296, 32\)"):
+        check_shapes(wider, unread)
+    endless = dataclasses.replace(TINY_LLAMA, num_layers=2**31 - 1)
+    with pytest.raises(BrokenCheckpoint, match="tensors of 2147483647 layers"):
+        check_shapes(endless, unread)
 
 
 @pytest.mark.parametrize("variant", NAMES)

@@ -102,6 +102,13 @@ def test_a_refused_name_is_cut_to_a_bearable_length() -> None:
     assert len(message) < 200
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    body = parse(ChatBody, b'{"prompt": "p", "top_k": 4.0, "seed": 1e3}')
+    assert (type(body.top_k), body.top_k, body.seed) == (int, 4, 1000)
+    for wrong in (b"4.5", b"true", b'"4"', b"1e19.0", b"2e19"):
+        refusal(b'{"prompt": "p", "seed": ' + wrong + b"}")
+
+
 def test_arrays_become_pairs() -> None:
     body = b'{"prompt": "p", "history": [["a", "b"]], "stop": "x"}'
     parsed = parse(ChatBody, body)

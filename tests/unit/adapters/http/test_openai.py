@@ -179,6 +179,7 @@ def test_content_is_text_or_parts_of_text(content: object) -> None:
         ([1, 2], (1, 2)),
         ([[1, 2]], (1, 2)),
         ([7], (7,)),
+        ([7.0], (7,)),
     ],
 )
 def test_a_prompt_is_a_text_or_ids(prompt: object, taken: object) -> None:

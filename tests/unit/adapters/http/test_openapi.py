@@ -72,7 +72,8 @@ def test_bodies_and_their_errors_are_described(path: str) -> None:
 
 def test_bounds_are_those_that_are_kept() -> None:
     fields = body_schema("/v1/chat/completions")["properties"]
-    assert fields["seed"]["anyOf"][0]["exclusiveMaximum"] == 2**64
+    bound = fields["seed"]["anyOf"][0]["exclusiveMaximum"]
+    assert (type(bound), bound) == (int, 2**64)  # as a float it is written as another
     text, texts, nothing = fields["stop"]["anyOf"]
     assert text["minLength"] == texts["items"]["minLength"] == 1
     assert texts["maxItems"] == 16
@@ -86,6 +87,39 @@ def test_streams_are_described() -> None:
     for path in ("/chat", "/instruct", "/v1/chat/completions", "/v1/completions"):
         answer = DESCRIPTION["paths"][path]["post"]["responses"]["200"]["content"]
         assert set(answer) == {"application/json", "text/event-stream"}
+
+
+def test_an_event_is_a_piece_an_error_or_the_last() -> None:
+    answers = DESCRIPTION["paths"]["/v1/completions"]["post"]["responses"]
+    events = answers["200"]["content"]["text/event-stream"]["itemSchema"]
+    last, data = events["properties"]["data"]["anyOf"]
+    assert last == {"const": "[DONE]"}
+    piece, error = data["contentSchema"]["anyOf"]
+    assert "choices" in piece["required"]
+    assert error["required"] == ["error"]
+
+
+def test_fields_that_need_others_say_so() -> None:
+    streamed, reported = body_schema("/v1/chat/completions")["allOf"]
+    assert streamed["if"]["required"] == ["stream_options"]
+    assert streamed["then"]["required"] == ["stream"]
+    assert reported["if"]["required"] == ["top_logprobs"]
+    assert reported["then"]["required"] == ["logprobs"]
+
+
+def test_the_key_is_described_where_it_is_wanted() -> None:
+    described = get(
+        app_of(api_key="key"), "/openapi.json", headers={"Authorization": "Bearer key"}
+    ).json()
+    assert described["security"] == [{"bearer": []}, {"basic": []}]
+    assert set(described["components"]["securitySchemes"]) == {"bearer", "basic"}
+    open_paths = [
+        path
+        for path, methods in described["paths"].items()
+        if all(each.get("security") == [] for each in methods.values())
+    ]
+    assert open_paths == ["/health", "/ready"]
+    assert "security" not in DESCRIPTION
 
 
 def test_a_handlers_answer_may_be_any_object() -> None:

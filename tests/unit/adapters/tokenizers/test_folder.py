@@ -146,12 +146,23 @@ def test_a_folder_without_a_tokenizer_is_broken(tmp_path: Path) -> None:
         from_folder(tmp_path)
 
 
+LONG = f'{{"%s": "{"x" * 513}"}}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("tokenizer.json", "{", "a tokenizer as JSON"),
+        ("tokenizer.json", "{", "a JSON object"),
+        ("tokenizer.json", "{}", "a tokenizer as JSON"),
         ("tokenizer_config.json", "{", "a JSON object"),
         ("generation_config.json", "[]", "a JSON object, found a list"),
+        ("tokenizer_config.json", "[" * 5_000, "a JSON object"),
+        ("tokenizer_config.json", LONG % "bos_token", "at most 512 .* one of 513"),
+        (
+            "added_tokens.json",
+            LONG.replace("%s", "x" * 513),
+            "at most 512 .* one of 513",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(

@@ -158,11 +158,18 @@ def test_a_prefix_space_for_bytes_is_refused_and_not_left_out() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"tokens": None}, "tokens.*found 0"),
+        ({"tokens": None}, "tokens to be a list of type str, found None"),
+        ({"tokens": []}, "tokens.*found 0"),
+        ({"tokens": ["a", 1]}, r"tokens .* found \['a', 1\]"),
+        ({"tokens": ["x" * 513]}, "at most 512 characters, found one of 513"),
+        ({"token_type": "normal"}, "token_type to be a list of type int"),
         ({"tokens": ["a", "a"], "token_type": [1, 1]}, "2, 1 of them different"),
         ({"token_type": [1]}, "token_type to be .* entries.*found 1"),
-        ({"merges": None}, "merges to be a list, found nothing"),
+        ({"merges": None}, "merges to be a list of type str, found None"),
+        ({"merges": ["nospace"]}, "merges to be pairs of tokens"),
         ({"merges": ["no such"]}, "merges.*out of vocabulary"),
+        ({"eos_token_id": "2"}, "eos_token_id to be an id below"),
+        ({"add_bos_token": "yes"}, "add_bos_token to be true or false"),
         ({"eos_token_id": 70000}, "eos_token_id to be an id below.*found 70000"),
     ],
 )

@@ -79,6 +79,9 @@ def test_gguf_settings_that_stand_there_are_taken() -> None:
 def test_gguf_frequency_factors_are_taken_as_they_are() -> None:
     config = from_gguf(GGUF | {"llama.rope.scaling.type": "none"}, [], (1.0, 2.0))
     assert config.rope_scaling == RopeScaling(kind="factors", factors=(1.0, 2.0))
+    for factors in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):
+        with pytest.raises(UnsupportedModel, match="2 of them, each above 0"):
+            from_gguf(GGUF, [], factors)
 
 
 def test_a_gguf_vocabulary_may_be_counted() -> None:
@@ -97,12 +100,15 @@ def test_key_value_heads_default_to_the_heads() -> None:
     [
         ({"general.architecture": "gemma"}, "architecture gemma cannot be served"),
         ({"llama.expert_count": 8}, "architecture llama cannot be served"),
-        ({"llama.block_count": None}, "without the key llama.block_count"),
-        ({"llama.attention.head_count_kv": [1, 2]}, "a list under llama.attention"),
+        ({"llama.block_count": None}, "llama.block_count None .*: a whole number"),
+        ({"llama.attention.head_count_kv": [1, 2]}, r"head_count_kv \[1, 2\]"),
         ({"llama.rope.dimension_count": 2}, r"rope.dimension_count 2 .*: 4 there"),
         ({"llama.attention.value_length": 3}, "attention.value_length 3"),
+        ({"llama.attention.head_count": 0}, "head_count 0"),
+        ({"llama.context_length": 1}, "context_length 1 .*: a whole number from 2"),
+        ({"llama.attention.layer_norm_rms_epsilon": "x"}, "rms_epsilon 'x'"),
         ({"llama.rope.scaling.type": "yarn"}, "rotary scaling 'yarn'"),
-        ({"llama.rope.scaling.type": "linear"}, "rotary scaling 'linear'"),
+        ({"llama.rope.scaling.type": "linear"}, "llama.rope.scaling.factor None"),
     ],
 )
 def test_what_a_gguf_file_has_and_we_do_not_is_refused_by_name(
@@ -172,9 +178,20 @@ def test_rotary_settings_are_read_from_either_place(
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"quantization_config": {"bits": 4}}, "a quantised safetensors folder"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling 'yarn'"),
-        ({"rope_scaling": {"type": "linear"}}, "'linear' without 'factor'"),
+        ({"rope_scaling": {"type": "linear"}}, "factor None .*: a number above 0"),
         ({"hidden_size": None}, "hidden_size None"),
         ({"vocab_size": "many"}, "vocab_size 'many'"),
+        ({"model_type": ["llama"]}, r"model type \['llama'\]"),
+        ({"num_hidden_layers": 2**40}, "num_hidden_layers 1099511627776"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 .*: a whole number from 1"),
+        ({"num_key_value_heads": 4}, "6 heads and 4 key-value heads"),
+        ({"head_dim": 5}, "a width of 5"),
+        ({"head_dim": True}, "head_dim True"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan"),
+        ({"rope_theta": -1}, "rope_theta -1"),
+        ({"rope_scaling": [2]}, r"rope_scaling \[2\] .*: an object"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1}}, "low_freq_factor 1"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings 'no'"),
     ],
 )
 def test_what_a_config_json_has_and_we_do_not_is_refused_by_name(

@@ -1,0 +1,149 @@
+"""The server is asked what its own description allows, and what it forbids."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CheckContext
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.transport import Response
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from jaxserver import server as server_module
+from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
+from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.progress import Progress
+from jaxserver.server import JAXServer
+from jaxserver.wiring import Model
+from tests.contract.tiny_tokenizers import CHATML
+from tests.fakes import ByteTokenizer
+from tests.unit import tiny_server
+
+KEY = "sesame"
+CONFIG = SchemathesisConfig.from_dict(
+    {
+        "request-timeout": 60,
+        "max-stream-events": 10_000,
+        # Tokens are no secrets here.
+        "output": {"sanitization": {"enabled": False}},
+        "checks": {
+            "max_response_time": 30,
+        },
+    }
+)
+MODELS_OWN = {"context_length_exceeded", "prompt_too_long"}
+"""Refusals that depend on how many tokens a text has, which no schema can say."""
+
+
+class Takes:
+    """A profile that is taken at once."""
+
+    def capture(self, seconds: float, cancelled: object) -> bytes:
+        return b"archive"
+
+
+def parts(config: ServerConfig, progress: Progress, partition_rules: Any = ()) -> Model:
+    """Any conversation can be written down."""
+    model = tiny_server.tiny_parts(config, progress, partition_rules)
+    return model._replace(formatter=ChatTemplateFormatter(template=CHATML))
+
+
+def narrowed(part: Any) -> Any:
+    """Token ids end where the vocabulary does, which is not known before a model is."""
+    if isinstance(part, list):
+        return [narrowed(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    part = {key: narrowed(value) for key, value in part.items()}
+    items = part.get("items", {})
+    if items.get("type") == "integer" and items.get("exclusiveMaximum") == 2**31:
+        items["exclusiveMaximum"] = ByteTokenizer.vocab_size
+    ids = part.get("patternProperties", {})
+    if ids:
+        (values,) = ids.values()
+        part["patternProperties"] = {
+            r"^(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-7])$": values
+        }
+    return part
+
+
+DESCRIPTION = JAXServer({"api_key": KEY, "profile": True}).app(pages=False).openapi()
+SCHEMA = schemathesis.openapi.from_dict(narrowed(DESCRIPTION), config=CONFIG)
+
+
+def give_time(body: Any) -> None:
+    """A request that gives itself no time is rightly answered by 504."""
+    seconds = body.get("deadline_seconds", -1) if isinstance(body, dict) else -1
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if is_number and 0 <= seconds < 1000:
+        body["deadline_seconds"] = 1000
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, tiny_server.tiny_servers() as servers:
+        patch.setattr(server_module, "load_model", parts)
+        patch.setattr(server_module, "JaxProfiler", Takes)
+        server = servers.open(api_key=KEY, profile=True)
+        yield server.fire()
+        assert server.snapshot().compiles_after_ready == 0
+        assert server.snapshot().failed_dispatches == 0
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    """Connections that are kept, and a count of what was asked."""
+    with requests.Session() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def answered() -> Iterator[list[int]]:
+    """The status of every answer."""
+    statuses: list[int] = []
+    yield statuses
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+    print(  # noqa: T201  # for those who want to know how many it were
+        f"\n{len(statuses)} cases; answers by status: {counts}"
+    )
+
+
+def streams_end(ctx: CheckContext, response: Response, case: Any) -> None:
+    """A stream is played to its end, which is said or is an error."""
+    if "text/event-stream" in response.headers.get("content-type", [""])[0]:
+        *_, last, nothing = response.text.split("\n\n")
+        assert not nothing
+        assert last == "data: [DONE]" or last.startswith('data: {"error"')
+
+
+def is_the_models_own(response: Response) -> bool:
+    return (
+        response.status_code == 400 and response.json()["error"]["code"] in MODELS_OWN
+    )
+
+
+@SCHEMA.parametrize()
+@settings(
+    max_examples=max(25, min(300, hypothesis.settings().max_examples // 10)),
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_answer_is_as_described(
+    case: Any, url: str, session: requests.Session, answered: list[int]
+) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    give_time(case.body)
+    response = case.call(url, session, headers)
+    answered.append(response.status_code)
+    case.validate_response(
+        response,
+        headers=headers,
+        additional_checks=[streams_end],
+        excluded_checks=[positive_data_acceptance]
+        if is_the_models_own(response)
+        else [],
+        transport_kwargs={"session": session, "headers": headers, "base_url": url},
+    )
