@@ -170,7 +170,7 @@ def with_processors(model: Model, own: Processors) -> Model:
     """
     known = {**_installed_processors(), **own}
     check_processors(known, model.fns.vocab_size)
-    return model._replace(fns=model.fns._replace(processors=known))
+    return model._replace(fns=model.fns._replace(processors=tuple(known.items())))
 
 
 def _installed_processors() -> Processors:

@@ -71,7 +71,7 @@ def init_state(fns: ModelFns, slots: int, num_pages: int) -> DecodeState:
         bias_ids=jnp.full((slots, MAX_LOGIT_BIAS), UNUSED_ID, jnp.int32),
         bias=jnp.zeros((slots, MAX_LOGIT_BIAS), jnp.float32),
     )
-    wishes, states = processors.empty(fns.processors, slots)
+    wishes, states = processors.empty(dict(fns.processors), slots)
     rows = RowArrays(
         prompt_length=zeros,
         limit=zeros,

@@ -146,7 +146,7 @@ def build_steps(
         put={0: compile_put} if fns.token_axes else {},
         inputs=inputs,
         share=functools.partial(_compile_share, mesh),
-        processors=fns.processors,
+        processors=dict(fns.processors),
         token_axes=fns.token_axes,
     )
 

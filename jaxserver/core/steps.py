@@ -132,8 +132,8 @@ def prefill(
     history = History(mine, chunk.rows.prompt_length, held)
     is_chosen = chunk.is_last & (held < chunk.rows.limit)
     asked = chunk.rows.processors
-    begun = processors.begin(fns.processors, asked, history, is_chosen)
-    asked_steps = Processing(fns.processors, asked, begun)
+    begun = processors.begin(dict(fns.processors), asked, history, is_chosen)
+    asked_steps = Processing(dict(fns.processors), asked, begun)
     choice = _choose(fns, logits, (history, is_chosen, chunk.rows), asked_steps)
     ends = jnp.where(
         is_chosen,
@@ -346,7 +346,7 @@ def _decode_step(
     )
     history = History(state.tokens[:rows], mine.prompt_length, lengths)
     states = jax.tree.map(lambda x: x[:rows], state.processor_states)
-    asked = Processing(fns.processors, mine.processors, states)
+    asked = Processing(dict(fns.processors), mine.processors, states)
     choice = _choose(fns, logits[:, 0], (history, active, mine), asked)
     ends = jnp.where(active, _ends(choice, lengths + 1, mine), RUNNING)
     is_chosen = active & (ends != UNSOUND)

@@ -1,12 +1,11 @@
 """The port through which the engine runs any language model with a decoder."""
 
 from collections.abc import Callable, Iterable
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from jaxtyping import Array, Float, Int
 
-from jaxserver.ports.processors import Processors
+from jaxserver.ports.processors import LogitsProcessor
 
 Params: TypeAlias = Any  # A pytree of arrays whose layout only its model knows.
 Cache: TypeAlias = Any  # Likewise; the engine only allocates, donates and passes it on.
@@ -124,7 +123,7 @@ class ModelFns(NamedTuple):
         decoder_prompt: What the decoder reads before its answer, where there is an
             encoder.
         rules: What every answer has to keep to.
-        processors: Steps of choosing that requests may ask for, by name.
+        processors: Steps of choosing that requests may ask for, with their names.
         token_axes: Of each leaf of the cache, in the same tree, which dimension of a
             page counts its tokens; None where pages are not to be taken out.
     """
@@ -141,5 +140,5 @@ class ModelFns(NamedTuple):
     encoder_lengths: tuple[int, ...] = ()
     decoder_prompt: tuple[int, ...] = ()
     rules: AnswerRules = AnswerRules()
-    processors: Processors = MappingProxyType({})
+    processors: tuple[tuple[str, LogitsProcessor], ...] = ()
     token_axes: Any = None

@@ -10,7 +10,7 @@ ProcessorParams: TypeAlias = Mapping[str, Scalar]
 ProcessorState: TypeAlias = Any  # A pytree of arrays whose shapes never change.
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LogitsProcessor:
     """Changes the logits of the requests that name it, by pure functions of one row.
 

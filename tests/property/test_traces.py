@@ -64,7 +64,7 @@ CROWDED = {
 @functools.cache
 def model(kept: str) -> TinyModel:
     tiny = tiny_model(TINY_BYTES, MAX_LEN, page_size=PAGE, kept=kept)
-    return tiny._replace(fns=tiny.fns._replace(processors=PROCESSORS))
+    return tiny._replace(fns=tiny.fns._replace(processors=tuple(PROCESSORS.items())))
 
 
 @functools.cache

@@ -39,13 +39,13 @@ class Limits(NamedTuple):
         can_score = engine.score_length is not None
         if fns.encode is None:
             alone = cls(fns.max_len, can_score=can_score)
-            return alone._replace(processors=fns.processors)
+            return alone._replace(processors=dict(fns.processors))
         return cls(
             fns.max_len,
             fns.encoder_lengths[-1],
             len(fns.decoder_prompt),
             can_score=False,
-            processors=fns.processors,
+            processors=dict(fns.processors),
         )
 
 

@@ -19,7 +19,7 @@ ALWAYS_65 = {65: 100.0}
 @functools.cache
 def executables() -> CompiledSteps:
     tiny = engines.model()
-    fns = tiny.fns._replace(processors=PROCESSORS)
+    fns = tiny.fns._replace(processors=tuple(PROCESSORS.items()))
     return CompiledSteps(build_steps(fns, tiny.params, engines.NARROW, tiny.mesh))
 
 
