@@ -39,7 +39,8 @@ def rows_of(prompt_length: int) -> RowArrays:
         limit=jnp.full(2, LIMIT, jnp.int32),
         end_ids=jnp.array([[END, -1]] * 2, jnp.int32),
     )
-    return RowArrays(**arrays, sampling=sampling_row(SamplingParams(), 0))
+    sampling = sampling_row(SamplingParams(), 0)
+    return RowArrays(**arrays, sampling=sampling, processors={})
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,6 +13,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from jaxserver import application
 from jaxserver import server as server_module
 from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
 from jaxserver.ports.config import ServerConfig
@@ -87,7 +88,7 @@ def give_time(body: Any) -> None:
 def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, tiny_server.tiny_servers() as servers:
         patch.setattr(server_module, "load_model", parts)
-        patch.setattr(server_module, "JaxProfiler", Takes)
+        patch.setattr(application, "JaxProfiler", Takes)
         server = servers.open(api_key=KEY, profile=True)
         yield server.fire()
         assert server.snapshot().compiles_after_ready == 0
