@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.handlers import ChatRequest, InstructRequest
+from jaxserver.ports.processors import LogitsProcessor
 from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import (
     Chunk,
@@ -24,6 +25,7 @@ __all__ = [
     "GenerationRequest",
     "InstructRequest",
     "JAXServer",
+    "LogitsProcessor",
     "Message",
     "Rendered",
     "SamplingParams",

@@ -1,14 +1,20 @@
 """What can run a model: the native transformer, or a Flax class of transformers."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.sharding import Mesh
 
+from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.torch_names import as_huggingface
 from jaxserver.adapters.flax_models.loading import empty_model
 from jaxserver.adapters.flax_models.models import FlaxModel, flax_model
-from jaxserver.adapters.flax_models.weights import flax_weights, plain_params
+from jaxserver.adapters.flax_models.weights import (
+    flax_weights,
+    params_digest,
+    plain_params,
+)
 from jaxserver.core.families import llama
 from jaxserver.core.loading import (
     check_shapes,
@@ -40,19 +46,23 @@ class Backend(NamedTuple):
     """A model that was looked at but not read.
 
     Attributes:
+        kind: Which of the two it is.
         fns: Its functions.
         specs: A tree of `ParamSpec`.
         place: Where it is to lie.
         kept: The type that its weights are kept in.
         load: Reads its weights, rounds them to the configured type and places them.
+        digest: Reads its weights as they are found, and says which they are.
         end_ids: Tokens that end an answer, besides those the tokenizer knows.
     """
 
+    kind: Literal["native", "flax"]
     fns: ModelFns
     specs: Any
     place: Place
     kept: str
     load: Load
+    digest: Callable[[], str]
     end_ids: frozenset[int] = frozenset()
 
 
@@ -95,7 +105,8 @@ def backend_of(
     def load(progress: Progress) -> Params:
         return load_tree(specs, named, place.mesh, dtypes, progress)
 
-    return Backend(flax.fns, specs, place, dtype, load, flax.end_ids)
+    digest = functools.partial(files_digest, checkpoint.files)
+    return Backend("flax", flax.fns, specs, place, dtype, load, digest, flax.end_ids)
 
 
 def backend_in_memory(
@@ -110,7 +121,8 @@ def backend_in_memory(
     def load(progress: Progress) -> Params:
         return place_params(specs, given, place.mesh, dtypes)
 
-    return Backend(flax.fns, specs, place, dtype, load, flax.end_ids)
+    digest = functools.partial(params_digest, given)
+    return Backend("flax", flax.fns, specs, place, dtype, load, digest, flax.end_ids)
 
 
 def _native(
@@ -132,7 +144,8 @@ def _native(
 
     max_len = min(config.max_length, known.max_len)
     fns = transformer_fns(known, max_len, config.page_size, mesh)
-    return Backend(fns, specs, place, kept, load)
+    digest = functools.partial(files_digest, checkpoint.files)
+    return Backend("native", fns, specs, place, kept, load, digest)
 
 
 def _flax(

@@ -1,21 +1,34 @@
 """One model from its configuration to its end: loaded, compiled, running, drained."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.adapters.engine.going_on import resume
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
+from jaxserver.identity import identity_of, in_background
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
-from jaxserver.ports.generator import Stream
+from jaxserver.ports.generator import SavableStream
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress
+from jaxserver.ports.receipt import Identity
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.telemetry import RequestRecord
 from jaxserver.ports.types import GenerationRequest, Usage
 from jaxserver.snapshot import served_name, take_snapshot
-from jaxserver.wiring import Model, compile_model, hear_requests, start_engine
+from jaxserver.wiring import (
+    Model,
+    compile_model,
+    hear_requests,
+    start_engine,
+    with_processors,
+)
 
 LOADING_RETRY_SECONDS = 5
 
@@ -29,15 +42,31 @@ class Host:
         model: What it serves, None before it is loaded.
         compiled: The executables, None before they are known.
         engine: What runs them, None before it is started.
+        identity: All that its answers depend on, once a model is loaded and read.
         metrics: What it has counted and measured so far.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        processors: Processors,
+        own_prompts: Callable[[], Sequence[str]],
+    ) -> None:
+        """Takes a configuration, and what the user brings.
+
+        Args:
+            config: The configuration.
+            processors: The user's own logits processors.
+            own_prompts: Tells how the user writes prompts.
+        """
         self.config = config
+        self._processors = processors
         self.model_name = served_name(config.model)
         self.model: Model | None = None
         self.compiled: CompiledSteps | None = None
         self.engine: TextEngine | None = None
+        self.identity: Future[Identity] | None = None
+        self._own_prompts = own_prompts
         self.metrics = MetricsTelemetry(self.snapshot)
         self._telemetry = hear_requests(config, self.metrics)
         self._state = ServerState.LOADING
@@ -58,15 +87,15 @@ class Host:
             progress: Hears how far compiling is.
         """
         try:
-            self.model = load()
+            self.model = with_processors(load(), self._processors)
             slots = self.model.engine.slots
             self.config = dataclasses.replace(self.config, slots=slots)
             on_loaded(self.model)
+            self.identity = in_background(functools.partial(self._identify, self.model))
             self._state = ServerState.COMPILING
             self.compiled = compile_model(self.model, self.config, progress)
-            self.engine = start_engine(
-                self.model, self.compiled, self.config, self._telemetry
-            )
+            parts = (self.model, self.compiled, self.config, self._telemetry)
+            self.engine = start_engine(*parts, self.identity)
         except BaseException:
             self._state = ServerState.FAILED
             raise
@@ -80,22 +109,30 @@ class Host:
         self.compiled.compile_all(progress)
         self._compiles_at_ready = COMPILES.count
 
-    def generate(self, request: GenerationRequest) -> Stream:
+    def resume(self, path: Path, max_new_tokens: int | None) -> SavableStream:
+        if self.engine is None:
+            raise self.not_ready()
+        return resume(self.engine, path, max_new_tokens)
+
+    def generate(self, request: GenerationRequest) -> SavableStream:
         try:
-            if self.engine is None or self._state is not ServerState.READY:
+            if self.engine is None:
                 raise self.not_ready()
             return self.engine.generate(request)
         except JaxServerError as error:
             self._telemetry.request_finished(_not_taken(request, error))
             raise
 
-    def drain(self, seconds: float) -> None:
-        """Takes no more requests, lets those there are finish, and stops."""
+    def drain(self, seconds: float) -> bool:
+        """Takes no more requests, lets those there are finish, and stops.
+
+        Returns whether everything has ended; where a step hangs, nothing can end it.
+        """
         if self._state is not ServerState.FAILED:
             self._state = ServerState.DRAINING
-        if self.engine is not None:
-            self.engine.close(seconds)
+        has_ended = self.engine is None or self.engine.close(seconds)
         self._telemetry.close()
+        return has_ended
 
     def snapshot(self) -> StatusSnapshot:
         return take_snapshot(
@@ -106,6 +143,22 @@ class Host:
             uptime_seconds=time.monotonic() - self._started_seconds,
             compiles_at_ready=self._compiles_at_ready,
         )
+
+    def fingerprint(self) -> str | None:
+        if self.identity is None:
+            raise self.not_ready()
+        is_known = self.identity.exception() is None
+        return self.identity.result().fingerprint() if is_known else None
+
+    def _identify(self, model: Model) -> Identity:
+        """Waits for what it is made of; the sizes are those that it came to."""
+        config = dataclasses.replace(
+            self.config,
+            backend=model.backend,
+            mesh_axes_shape=tuple(model.mesh.devices.shape),
+        )
+        digests, own_prompts = model.digests.result(), self._own_prompts()
+        return identity_of(self.model_name, config, digests, own_prompts)
 
     def is_ready(self) -> bool:
         return self._state is ServerState.READY and self.is_alive()

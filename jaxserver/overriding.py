@@ -1,6 +1,7 @@
 """Which methods of a server its user has written."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Protocol
 
@@ -8,6 +9,14 @@ from jaxserver.adapters.prompts.overrides import ChatOverride, InstructOverride
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.handlers import Handlers
 from jaxserver.ports.prompt import Pairs, PromptFormatter
+
+PROMPT_METHODS = (
+    "format_chat",
+    "chat_format",
+    "format_instruct",
+    "process_chat_history",
+)
+PROMPT_KEYS = ("instruct_format", "prompt_prefix_chat", "prompt_postfix_chat")
 
 
 def is_overridden(server: object, base: type, name: str) -> bool:
@@ -54,6 +63,19 @@ class Writers:
     def overrides(self, name: str) -> bool:
         return is_overridden(self.server, self.base, name)
 
+    def own_prompts(self) -> list[str]:
+        """What the user has written about prompts: methods as code, and keys."""
+        methods = [
+            _code(getattr(self.server, name))
+            for name in PROMPT_METHODS
+            if self.overrides(name)
+        ]
+        values = {key: getattr(self.config, key) for key in PROMPT_KEYS}
+        return [
+            *methods,
+            *(f"{key} = {value!r}" for key, value in values.items() if value),
+        ]
+
     @property
     def has_own_chat_pieces(self) -> bool:
         has_keys = self.config.prompt_prefix_chat or self.config.prompt_postfix_chat
@@ -74,3 +96,11 @@ class Writers:
         if self.overrides("format_instruct") or self.config.instruct_format:
             return InstructOverride(format_instruct=self.server.format_instruct)
         return self.of_model()
+
+
+def _code(method: Callable[..., object]) -> str:
+    """A method's source, or its name where there is none to be read."""
+    try:
+        return inspect.getsource(method)
+    except (OSError, TypeError):
+        return str(getattr(method, "__qualname__", type(method).__qualname__))

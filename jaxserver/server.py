@@ -3,21 +3,22 @@
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import fastapi
 
-from jaxserver.adapters.http.app import create_app
-from jaxserver.adapters.http.serve import HttpServer
+from jaxserver.adapters.http.serve import FLUSH_SECONDS, HttpServer
 from jaxserver.adapters.prompts.late import LateFormatter
 from jaxserver.adapters.prompts.pieces import Pieces
-from jaxserver.adapters.tokenizers.late import LateTokenizer
+from jaxserver.application import Written, application
 from jaxserver.hosting import Host
 from jaxserver.overriding import Writers, own_handlers
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import UnsupportedMessages
-from jaxserver.ports.generator import Stream
+from jaxserver.ports.generator import SavableStream
 from jaxserver.ports.handlers import (
     CANCEL,
     Answer,
@@ -29,15 +30,13 @@ from jaxserver.ports.handlers import (
 )
 from jaxserver.ports.model import Params, PartitionRules
 from jaxserver.ports.origin import ORIGIN
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import Pairs, PromptFormatter, Rendered, conversation
 from jaxserver.ports.status import StatusSnapshot
 from jaxserver.ports.types import GenerationRequest, SamplingParams
-from jaxserver.profiling import JaxProfiler
 from jaxserver.snapshot import reachable_host
 from jaxserver.wiring import Load, Model, load_model, load_torch_model, take_model
-
-DRAIN_SECONDS = 30.0
 
 
 class JAXServer:
@@ -52,15 +51,20 @@ class JAXServer:
             `prompt_postfix_chat` filled in from the model once it is there.
         formatter: Writes conversations down, overrides included.
         number_of_served_request_until_last_up_time: Answers of `forward_*` so far.
+        logits_processors: By name, steps of choosing a token that requests may ask for;
+            a subclass says its own.
     """
+
+    logits_processors: ClassVar[Processors] = {}
 
     def __init__(self, config: ServerConfig | Mapping[str, Any] | None = None) -> None:
         """Takes a configuration; `open` brings the model."""
-        self._host = Host(ServerConfig.of(config))
-        self.config = self._host.config
+        self.config = ServerConfig.of(config)
         self._writers = Writers(
             self, JAXServer, self.config, lambda: self._host.loaded().formatter
         )
+        own = self.logits_processors, self._writers.own_prompts
+        self._host = Host(self.config, *own)
         self.formatter: PromptFormatter = LateFormatter(self._writers.chat)
         self.number_of_served_request_until_last_up_time = 0
         self._pieces: Pieces | None = None
@@ -160,9 +164,20 @@ class JAXServer:
         """Compiles what `pre_compile = false` left for later."""
         self._host.compile(progress or no_progress)
 
-    def generate(self, request: GenerationRequest) -> Stream:
+    def generate(self, request: GenerationRequest) -> SavableStream:
         """Queues a request; see `ports.generator.Generator`."""
         return self._host.generate(request)
+
+    def resume(
+        self, path: str | os.PathLike[str], max_new_tokens: int | None = None
+    ) -> SavableStream:
+        """Goes on with an answer that a stream has saved, as it would have gone on.
+
+        Raises:
+            BrokenCheckpoint: The file is not what `save` writes.
+            InvalidRequest: It was saved with another model.
+        """
+        return self._host.resume(Path(path), max_new_tokens)
 
     def process(
         self,
@@ -287,37 +302,9 @@ class JAXServer:
         Args:
             pages: With the chat and instruct pages.
         """
-        config, slots = self._host.config, self._host.config.slots or 0
-        handlers = own_handlers(self, JAXServer)
         instruct = LateFormatter(self._writers.instruct)
-        app = create_app(
-            self,
-            self.formatter,
-            instruct_formatter=instruct,
-            tokenizer=LateTokenizer(lambda: self._host.loaded().tokenizer),
-            status=self,
-            metrics=self._host.metrics,
-            profiler=JaxProfiler() if config.profile else None,
-            handlers=handlers,
-            api_key=config.api_key,
-            truncate_prompts=config.use_prefix_tokenizer,
-            handler_threads=max(32, slots) + config.max_queue,
-        )
-        if pages:
-            from jaxserver.adapters.gradio_ui.pages import (  # noqa: PLC0415  # slow
-                mount_pages,
-            )
-
-            mount_pages(
-                app,
-                self,
-                self.formatter,
-                instruct_formatter=instruct,
-                config=config,
-                handlers=handlers,
-                status=self,
-            )
-        return app
+        written = Written(self.formatter, instruct, own_handlers(self, JAXServer))
+        return application(self, self._host, written, pages=pages)
 
     def fire(self) -> str:
         """Serves over HTTP in the background; returns the address it listens on."""
@@ -339,11 +326,17 @@ class JAXServer:
         host = reachable_host(self._host.config.host)
         return f"http://{host}:{self._http.port}"
 
-    def end(self, drain_seconds: float = DRAIN_SECONDS) -> None:
-        """Takes no more requests, lets those there are finish, and stops."""
-        self._host.drain(drain_seconds)
+    def end(self, drain_seconds: float | None = None) -> bool:
+        """Takes no more requests, lets those there are finish, and stops.
+
+        Unless told otherwise, they get `shutdown_timeout`. False: a step that hangs.
+        """
+        allowed, began = drain_seconds, time.monotonic()
+        seconds = self.config.shutdown_timeout if allowed is None else allowed
+        has_ended = self._host.drain(seconds)
         if self._http is not None:
-            self._http.stop()
+            self._http.stop(max(FLUSH_SECONDS, began + seconds - time.monotonic()))
+        return has_ended
 
     def status(self) -> dict[str, Any]:
         """The snapshot as plain values, as `GET /status` gives it."""
@@ -353,6 +346,10 @@ class JAXServer:
     def snapshot(self) -> StatusSnapshot:
         """How the server is doing at this moment."""
         return self._host.snapshot()
+
+    def fingerprint(self) -> str | None:
+        """The short form of what a receipt says of the model and how it is run."""
+        return self._host.fingerprint()
 
     @property
     def model_name(self) -> str:

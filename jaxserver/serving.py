@@ -9,14 +9,12 @@ import warnings
 from collections.abc import Callable
 from types import FrameType
 
-import jax
-
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.progress import Progress
 from jaxserver.processes import join
 from jaxserver.server import JAXServer
-from jaxserver.wiring import compile_model, follow, load_model
+from jaxserver.wiring import compile_model, follow, load_model, with_processors
 
 LOGGER = logging.getLogger("jaxserver")
 CHECK_SECONDS = 0.25
@@ -31,16 +29,25 @@ def serve(
     """Serves until SIGINT or SIGTERM; what runs then may finish.
 
     It listens before it loads, so that whoever asks hears that it is loading. A signal
-    before it is ready, or a second one, ends the process at once.
-
-    Raises:
-        EngineFailed: The engine died while serving.
+    before it is ready, or a second one, ends the process at once. An engine that died
+    or hangs does so with a message and exit code 1: its thread, or JAX that waits for a
+    process that is lost, would not let this one end otherwise.
     """
     _log_to_stderr()
     join(config)
-    if config.process_id > 0:
-        _follow(config, progress)
-        return
+    try:
+        if config.process_id > 0:
+            _follow(config, progress)
+        else:
+            _serve(config, progress, on_ready)
+    except EngineFailed as error:
+        LOGGER.error("error: %s", error)
+        os._exit(1)
+
+
+def _serve(
+    config: ServerConfig, progress: Progress, on_ready: Callable[[str], None]
+) -> None:
     server = JAXServer(config)
     told_to_stop = _stop_on_signals(server)
     server.fire()
@@ -50,29 +57,17 @@ def serve(
         while not told_to_stop.wait(CHECK_SECONDS):
             if not server.is_alive():
                 told_to_stop.wait(FAREWELL_SECONDS)
-                raise EngineFailed("the engine died; the server ends")
-    except EngineFailed as error:
-        _leave_others(error)
-        raise
+                raise EngineFailed("the engine died or hangs; the server ends")
     finally:
-        server.end()
+        has_ended = server.end()
+    if not has_ended:
+        raise EngineFailed("a step does not end; the server ends without it")
 
 
 def _follow(config: ServerConfig, progress: Progress) -> None:
     """Serves the same model as process 0, and nobody but it."""
-    try:
-        model = load_model(config, progress)
-        follow(model, compile_model(model, config, progress))
-    except EngineFailed as error:
-        _leave_others(error)
-        raise
-
-
-def _leave_others(error: EngineFailed) -> None:
-    """Ends the process where JAX would wait for one that is lost, for minutes."""
-    if jax.process_count() > 1:
-        LOGGER.error("%s", error)
-        os._exit(1)
+    model = with_processors(load_model(config, progress), {})
+    follow(model, compile_model(model, config, progress))
 
 
 def _stop_on_signals(server: JAXServer) -> threading.Event:

@@ -1,11 +1,14 @@
 """Puts a model together out of the adapters and the core."""
 
 import dataclasses
+import functools
+import importlib.metadata
 import logging
 import secrets
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,16 +16,19 @@ import jax
 from jax.sharding import Mesh
 
 from jaxserver.adapters.checkpoints.cache import cache_folder
+from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_files import need_torch
+from jaxserver.adapters.engine.compile_cache import keep_compiled_code
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
-from jaxserver.adapters.engine.requests import Lengths
+from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
+from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
 from jaxserver.adapters.telemetry.listeners import Listeners
 from jaxserver.adapters.telemetry.log import LogTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
@@ -40,13 +46,17 @@ from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves
 from jaxserver.core.partition_rules import read_rules
+from jaxserver.core.processors import check as check_processors
 from jaxserver.core.sharding import make_mesh, num_devices
+from jaxserver.identity import in_background
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import EngineFailed, InvalidConfig
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, PartitionRules
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.progress import Progress, no_progress
 from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.receipt import Digests, Identity
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tensors import Checkpoint
 from jaxserver.ports.tokenizer import Tokenizer
@@ -56,11 +66,17 @@ DEFAULT_SLOTS = {"cpu": 8}
 ACCELERATOR_SLOTS = 32
 
 
+Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
+"""Tokenizer and formatter, and the digest of the model's own settings."""
+
+
 class Model(NamedTuple):
     """A model in memory, with everything that makes text of its tokens.
 
     Attributes:
         plan: The memory it was said to take.
+        backend: What runs it, `native` or `flax`.
+        digests: Of all that it is made of, as soon as that has been read.
     """
 
     fns: ModelFns
@@ -70,6 +86,8 @@ class Model(NamedTuple):
     engine: EngineConfig
     mesh: Mesh
     plan: MemoryPlan
+    backend: str
+    digests: Future[Digests]
 
 
 Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
@@ -96,7 +114,7 @@ def load_model(
     place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
     backend = backend_of(checkpoint, config, place, _computed_dtype(config))
-    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+    return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
 def load_torch_model(
@@ -112,7 +130,9 @@ def load_torch_model(
     model = model_from_pytorch(checkpoint, dtype)
     place = _place(config, partition_rules)
     backend = backend_in_memory(model, None, config, place, dtype)
-    return _made(config, backend, *_read_text_parts(checkpoint), progress)
+    digest = functools.partial(files_digest, checkpoint.files)
+    backend = backend._replace(digest=digest)
+    return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
 def take_model(
@@ -137,11 +157,40 @@ def take_model(
     return _made(config, backend, *_saved(model, tokenizer), no_progress)
 
 
+def with_processors(model: Model, own: Processors) -> Model:
+    """The model with the logits processors that requests may name.
+
+    Args:
+        model: The model.
+        own: The user's; they go before those that installed packages bring, as entry
+            points of the group `jaxserver.logits_processors`.
+
+    Raises:
+        InvalidConfig: One cannot be had or traced.
+    """
+    known = {**_installed_processors(), **own}
+    check_processors(known, model.fns.vocab_size)
+    return model._replace(fns=model.fns._replace(processors=tuple(known.items())))
+
+
+def _installed_processors() -> Processors:
+    found = {}
+    for entry in importlib.metadata.entry_points(group="jaxserver.logits_processors"):
+        try:
+            found[entry.name] = entry.load()
+        except Exception as error:
+            got = f"{entry.name}, which cannot be imported: {error}"
+            allowed = "entry points that are `LogitsProcessor`s"
+            raise InvalidConfig("logits_processors", got, allowed) from error
+    return found
+
+
 def _made(
     config: ServerConfig,
     backend: Backend,
     tokenizer: PieceTokenizer,
-    formatter: PromptFormatter,
+    formatter: ChatTemplateFormatter,
+    settings: str | None,
     progress: Progress,
 ) -> Model:
     engine = _engine(config, backend)
@@ -150,31 +199,45 @@ def _made(
         said = "%s weights are kept in %s and computed in %s on this device"
         LOGGER.info(said, *dtypes)
     ends = tokenizer.eos_ids | backend.end_ids
+    tokenizer = dataclasses.replace(tokenizer, eos_ids=ends)
+    digests = in_background(
+        lambda: Digests(
+            backend.digest(), settings, tokenizer.digest(), formatter.digest()
+        )
+    )
     return Model(
         fns=backend.fns,
         params=backend.load(progress),
-        tokenizer=dataclasses.replace(tokenizer, eos_ids=ends),
+        tokenizer=tokenizer,
         formatter=formatter,
         engine=engine,
         mesh=backend.place.mesh,
         plan=_said(_plan(config, backend, engine)),
+        backend=backend.kind,
+        digests=digests,
     )
 
 
-def _read_text_parts(checkpoint: Checkpoint) -> tuple[PieceTokenizer, PromptFormatter]:
+def _read_parts(checkpoint: Checkpoint) -> Parts:
     if checkpoint.layout == "gguf":
         metadata = checkpoint.config
-        return gguf_tokenizer.from_gguf(metadata), sources.from_metadata(metadata)
-    path = Path(checkpoint.path)
-    return folder_tokenizer.from_folder(path), sources.from_folder(path)
+        formatter = sources.from_metadata(metadata)
+        return gguf_tokenizer.from_gguf(metadata), formatter, None
+    return _of_folder(Path(checkpoint.path))
 
 
-def _saved(model: Any, tokenizer: Any) -> tuple[PieceTokenizer, PromptFormatter]:
-    """Our tokenizer and formatter, by way of the files that transformers writes."""
+def _saved(model: Any, tokenizer: Any) -> Parts:
+    """The same, by way of the files that transformers writes."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
-        return folder_tokenizer.from_folder(folder), sources.from_folder(folder)
+        return _of_folder(Path(folder))
+
+
+def _of_folder(path: Path) -> Parts:
+    files = [path / name for name in ("config.json", "generation_config.json")]
+    settings = files_digest([str(file) for file in files if file.exists()])
+    return folder_tokenizer.from_folder(path), sources.from_folder(path), settings
 
 
 def compile_model(
@@ -219,13 +282,14 @@ def start_engine(
     compiled: CompiledSteps,
     config: ServerConfig,
     telemetry: Telemetry,
+    identity: Future[Identity],
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
     """Lets the engine run."""
-    shell = Shell(telemetry, clock=time.monotonic, new_seed=new_seed)
+    shell = Shell(telemetry, time.monotonic, new_seed, identity)
     engine = model.engine
-    lengths = Lengths.of(model.fns)
-    text = TextEngine(model.tokenizer, config, engine.slots, lengths, shell)
+    limits = Limits.of(model.fns, engine)
+    text = TextEngine(model.tokenizer, config, engine.slots, limits, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         is_one = jax.process_count() == 1
@@ -233,7 +297,8 @@ def start_engine(
         device = Device(compiled, model.params, engine, orders)
         if not is_one:
             device.connect()
-        return EngineLoop(device, engine, on_events, time.monotonic)
+        watchdog_seconds = config.watchdog_seconds
+        return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
 
     text.start(make_loop)
     return text
@@ -258,6 +323,7 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
     The number of slots that nobody chose is one that the mesh divides.
     """
     fns, mesh = backend.fns, backend.place.mesh
+    is_fast = config.numerics == "fast"
     if fns.max_len < config.max_length:
         LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
     platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
@@ -268,12 +334,13 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
         max_len=fns.max_len,
         max_stream_tokens=config.max_stream_tokens,
         chunk=fns.chunk,
+        is_fast=is_fast,
         encoder_lengths=fns.encoder_lengths,
         row_parts=row_parts,
         tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
         pages=config.num_pages,
         # Between processes the order of a sum goes by the size of what is summed up.
-        prefix_cache=config.prefix_cache and jax.process_count() == 1,
+        prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
     )
 
 
@@ -308,6 +375,4 @@ def _computed_dtype(config: ServerConfig) -> str:
 def _keep_compiled_code() -> None:
     """Keeps compiled code between starts, unless JAX has been told where already."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        keep_compiled_code(cache_folder() / "compiled")

@@ -7,21 +7,23 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import NoOrders, Orders
-from jaxserver.adapters.engine.requests import Lengths, TokenRequest
+from jaxserver.adapters.engine.requests import Limits, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Steps, build_steps
 from jaxserver.core.schedule import DecodePlan, PrefillPlan
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.model import Params
+from jaxserver.ports.receipt import Identity
 from jaxserver.ports.telemetry import RequestRecord
 from jaxserver.ports.tokenizer import Tokenizer
-from tests.fakes import ByteTokenizer
+from tests.fakes import ByteTokenizer, known
 from tests.tiny import TINY_BYTES, TinyModel, tiny_model
 from tests.waiting import eventually
 
@@ -59,10 +61,21 @@ def compiled(engine: EngineConfig) -> CompiledSteps:
                 time: functools.partial(shared.get, "prefill", time)
                 for time in steps.prefill
             },
+            score={
+                time: functools.partial(shared.get, "score", time)
+                for time in steps.score
+            },
         )
     executables = CompiledSteps(steps)
     executables.compile_all(lambda stage, done, total: None)
     return executables
+
+
+def of_pages(sizes: EngineConfig) -> "Parts":
+    """An engine whose pages are smaller than a row, compiled as it is used."""
+    tiny = tiny_model(TINY_BYTES, sizes.max_len, page_size=sizes.page_size)
+    lazy = CompiledSteps(build_steps(tiny.fns, tiny.params, sizes, tiny.mesh))
+    return Parts(sizes=sizes, executables=lazy, params=tiny.params)
 
 
 class HookedDevice(Device):
@@ -173,6 +186,7 @@ class Parts:
         executables: None for those shared by the session.
         prepare: Is given the device before the engine starts.
         orders: Hear of what the device runs.
+        identity: What its receipts say of it.
     """
 
     sizes: EngineConfig = NARROW
@@ -184,6 +198,7 @@ class Parts:
     clock: Callable[[], float] = time.monotonic
     prepare: Callable[[HookedDevice], None] = lambda device: None
     orders: Orders = dataclasses.field(default_factory=NoOrders)
+    identity: Future[Identity] = dataclasses.field(default_factory=known)
 
 
 def start(parts: Parts) -> TextEngine:
@@ -196,17 +211,19 @@ def start(parts: Parts) -> TextEngine:
         telemetry=parts.records,
         clock=parts.clock,
         new_seed=functools.partial(next, itertools.count(1000)),
+        identity=parts.identity,
     )
-    engine = TextEngine(
-        parts.tokenizer, config, sizes.slots, Lengths(sizes.max_len), shell
-    )
+    known = parts.executables.steps.processors if parts.executables else {}
+    limits = Limits(sizes.max_len, processors=known)
+    engine = TextEngine(parts.tokenizer, config, sizes.slots, limits, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         executables = parts.executables or compiled(sizes)
         params = parts.params or model().params
         device = HookedDevice(executables, params, sizes, parts.orders)
         parts.prepare(device)
-        return EngineLoop(device, sizes, on_events, parts.clock)
+        watchdog_seconds = config.watchdog_seconds
+        return EngineLoop(device, sizes, on_events, parts.clock, watchdog_seconds)
 
     engine.start(make_loop)
     return engine

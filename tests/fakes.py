@@ -1,12 +1,15 @@
 """Ports implemented in a few lines, for tests that need no model."""
 
+import dataclasses
 import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Self
 
 from jaxserver.ports.errors import UnsupportedMessages
+from jaxserver.ports.receipt import Identity, Outcome, Receipt, request_again
 from jaxserver.ports.status import ServerState, StatusSnapshot
 from jaxserver.ports.types import (
     Chunk,
@@ -16,6 +19,23 @@ from jaxserver.ports.types import (
     TokenLogprob,
     Usage,
 )
+
+IDENTITY = Identity(
+    model="fake",
+    weights="aa",
+    settings="bb",
+    tokenizer="cc",
+    template=None,
+    config={"slots": 4, "mesh_axes_shape": (1, 1, 1)},
+    versions={"jaxserver": "0"},
+)
+
+
+def known(identity: Identity = IDENTITY) -> Future[Identity]:
+    """An identity that needs no waiting for."""
+    future: Future[Identity] = Future()
+    future.set_result(identity)
+    return future
 
 
 class ByteTokenizer:
@@ -139,13 +159,15 @@ class ScriptedGenerator:
     """Answers every request with the same pieces of text, one token a piece.
 
     `requests` and `streams` hold what it was asked and gave; `fail`, where set, makes
-    the error that `generate` raises; `is_due` holds the chunks of later streams back.
+    the error that `generate` raises; `is_due` holds the chunks of later streams back;
+    `identity` is what its receipts say of it.
     """
 
     def __init__(self, *pieces: str, chunk_seconds: float = 0.0, seed: int = 7) -> None:
         self.pieces = pieces
         self.chunk_seconds = chunk_seconds
         self.seed = seed
+        self.identity = IDENTITY
         self.requests: list[GenerationRequest] = []
         self.streams: list[ScriptedStream] = []
         self.fail: Callable[[], Exception] | None = None
@@ -179,6 +201,24 @@ class ScriptedGenerator:
             logprobs=None if wanted is None else (entry,),
             finish_reason=FinishReason.STOP if is_last else None,
             seed=self.seed if is_last else None,
+            receipt=self._receipt(request) if is_last and request.receipt else None,
+        )
+
+    def _receipt(self, request: GenerationRequest) -> Receipt:
+        given = request.prompt if isinstance(request.prompt, tuple) else (1, 2, 3)
+        sampling = dataclasses.replace(
+            request.sampling,
+            temperature=0.5,
+            top_k=3,
+            top_p=0.5,
+            max_new_tokens=9,
+            seed=self.seed,
+        )
+        return Receipt(
+            identity=self.identity,
+            request=request_again(given, sampling),
+            end_ids=(257,),
+            answer=Outcome.of(range(len(self.pieces))),
         )
 
 
@@ -233,6 +273,9 @@ class FixedStatus:
             queue_length=0,
             compiles_after_ready=0,
         )
+
+    def fingerprint(self) -> str | None:
+        return IDENTITY.fingerprint()
 
     def is_ready(self) -> bool:
         return self.state is ServerState.READY

@@ -41,7 +41,8 @@ class Wish:
             limit=np.int32(self.limit),
             end_ids=end_ids,
         )
-        return RowArrays(**arrays, sampling=sampling_row(self.sampling, self.seed))
+        sampling = sampling_row(self.sampling, self.seed)
+        return RowArrays(**arrays, sampling=sampling, processors={})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

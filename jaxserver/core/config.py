@@ -8,6 +8,8 @@ from jaxserver.ports.errors import InvalidConfig
 MIN_CALL_TOKENS = 4
 MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
+MAX_SCORED = 128
+"""Most tokens whose logits are there at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class EngineConfig:
         block_seconds: Longest decode block while somebody waits or reads along.
         tokens_per_page: None where a page is a whole row, and row i is page i.
         pages: None for as many as all slots need for their longest sequences.
+        is_fast: Nobody minds if bits depend on how a token was run.
         prefix_cache: Prompts that begin alike share what was made of the beginning.
         ageing_seconds: A request that has waited so long is as urgent as one of the
             next lower priority.
@@ -99,6 +102,7 @@ class EngineConfig:
     row_parts: int = 1
     tokens_per_page: int | None = None
     pages: int | None = None
+    is_fast: bool = False
     prefix_cache: bool = True
     ageing_seconds: float = 10.0
 
@@ -128,6 +132,17 @@ class EngineConfig:
         longest = MAX_CALL_TOKENS // self.prefill_rows
         lengths = [length for length in (32, 128, 256) if length <= longest]
         return tuple(lengths) or (longest,)
+
+    @property
+    def score_length(self) -> int | None:
+        """Padded length of a chunk of a prompt that is scored; its logits are kept.
+
+        None where a token's bits depend on how it was run, unless nobody minds: a
+        score would not be what generating gave.
+        """
+        if self.chunk is not None:
+            return self.chunk if self.is_fast and not self.encoder_lengths else None
+        return max(length for length in self.prefill_lengths if length <= MAX_SCORED)
 
     @property
     def decode_ladder(self) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxserver.core import processors
+from jaxserver.core.processors import States, Wishes
 from jaxserver.core.sampling_arrays import UNUSED_ID, SamplingArrays
 from jaxserver.ports.model import Cache, ModelFns
 from jaxserver.ports.types import MAX_END_IDS, MAX_LOGIT_BIAS
@@ -19,12 +21,14 @@ class RowArrays(NamedTuple):
     Attributes:
         limit: The row is finished when it holds this many tokens.
         end_ids: Tokens that end the answer; unused entries are no token.
+        processors: Which logits processors it wants.
     """
 
     prompt_length: Int[Array, "*rows"]
     limit: Int[Array, "*rows"]
     end_ids: Int[Array, "*rows ends"]
     sampling: SamplingArrays
+    processors: Wishes
 
 
 class DecodeState(NamedTuple):
@@ -36,6 +40,7 @@ class DecodeState(NamedTuple):
         lengths: How many of them there are.
         active: The row wants a next token.
         rows: What each request brought.
+        processor_states: How far each row's logits processors have come.
     """
 
     cache: Cache
@@ -43,6 +48,7 @@ class DecodeState(NamedTuple):
     lengths: Int[Array, " slots"]
     active: Bool[Array, " slots"]
     rows: RowArrays
+    processor_states: States
 
 
 def init_state(fns: ModelFns, slots: int, num_pages: int) -> DecodeState:
@@ -65,11 +71,13 @@ def init_state(fns: ModelFns, slots: int, num_pages: int) -> DecodeState:
         bias_ids=jnp.full((slots, MAX_LOGIT_BIAS), UNUSED_ID, jnp.int32),
         bias=jnp.zeros((slots, MAX_LOGIT_BIAS), jnp.float32),
     )
+    wishes, states = processors.empty(dict(fns.processors), slots)
     rows = RowArrays(
         prompt_length=zeros,
         limit=zeros,
         end_ids=jnp.full((slots, MAX_ALL_END_IDS), -1, jnp.int32),
         sampling=sampling,
+        processors=wishes,
     )
     return DecodeState(
         cache=fns.init_cache(num_pages),
@@ -77,4 +85,5 @@ def init_state(fns: ModelFns, slots: int, num_pages: int) -> DecodeState:
         lengths=zeros,
         active=nothing,
         rows=rows,
+        processor_states=states,
     )

@@ -14,7 +14,7 @@ from jax.stages import Compiled
 from jaxtyping import Array, Float
 
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.decode_state import RowArrays, init_state
+from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
 from jaxserver.core.sharding import (
     constrain,
     gathered,
@@ -29,10 +29,13 @@ from jaxserver.core.steps import (
     adopt,
     decode,
     prefill,
+    put_page,
+    take_page,
 )
 from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.processors import Processors
 
-Kind = Literal["init", "adopt", "prefill", "decode"]
+Kind = Literal["init", "adopt", "prefill", "score", "decode", "take", "put"]
 """Of an executable."""
 
 
@@ -43,20 +46,30 @@ class Steps(NamedTuple):
         init: Makes the empty state: `() -> state`.
         adopt: Puts what is there already into a row: `(state, adoption) -> state`.
         prefill: By padded length: `(params, state, chunk) -> (state, outcome)`.
+        score: The same, with the log-probabilities of a prompt's own tokens.
         decode: By number of slots: `(params, state, block) -> (state, outcome)`. All
-            three consume the state that they are given.
+            of these consume the state that they are given.
+        take: Reads a page: `(state, page) -> leaves`.
+        put: Writes one: `(state, page, leaves) -> state`, consuming the state.
         inputs: By kind and size, the shapes of what one takes besides weights and
             state.
         share: By a number of bytes: `(uint8 [devices bytes]) -> uint8 [bytes]`, the
             first device's row on every device.
+        processors: Those that rows may want.
+        token_axes: See `ModelFns`.
     """
 
     init: Callable[[], Compiled]
     adopt: Callable[[], Compiled]
     prefill: Mapping[int, Callable[[], Compiled]]
+    score: Mapping[int, Callable[[], Compiled]]
     decode: Mapping[int, Callable[[], Compiled]]
+    take: Mapping[int, Callable[[], Compiled]]
+    put: Mapping[int, Callable[[], Compiled]]
     inputs: Callable[[Kind, int], tuple[Any, ...]]
     share: Callable[[int], Compiled]
+    processors: Processors
+    token_axes: Any
 
 
 def build_steps(
@@ -85,7 +98,7 @@ def build_steps(
     outs = (placed, replicated(mesh))
     weights = jax.tree.map(_abstract, params)
 
-    inputs = functools.partial(_inputs, shapes.rows, engine, replicated(mesh))
+    inputs = functools.partial(_inputs, shapes, engine, replicated(mesh))
 
     def compile_init() -> Compiled:
         return jax.jit(make, out_shardings=placed).lower().compile()
@@ -95,29 +108,46 @@ def build_steps(
         step = jax.jit(run, donate_argnums=0, out_shardings=placed)
         return step.lower(state, *inputs("adopt", 0)).compile()
 
-    def compile_prefill(time: int) -> Compiled:
+    def compile_prefill(kind: Kind, time: int) -> Compiled:
         run = functools.partial(prefill, fns)
         step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        return step.lower(weights, state, *inputs("prefill", time)).compile()
+        return step.lower(weights, state, *inputs(kind, time)).compile()
 
     def compile_decode(rows: int) -> Compiled:
         run = functools.partial(decode, fns, (rows, engine.max_stream_tokens))
         step = jax.jit(run, donate_argnums=1, out_shardings=outs)
         return step.lower(weights, state, *inputs("decode", rows)).compile()
 
+    def compile_take() -> Compiled:
+        step = jax.jit(take_page, out_shardings=replicated(mesh))
+        return step.lower(state, *inputs("take", 0)).compile()
+
+    def compile_put() -> Compiled:
+        step = jax.jit(put_page, donate_argnums=0, out_shardings=placed)
+        return step.lower(state, *inputs("put", 0)).compile()
+
     return Steps(
         init=compile_init,
         adopt=compile_adopt,
         prefill={
-            time: functools.partial(compile_prefill, time)
+            time: functools.partial(compile_prefill, "prefill", time)
             for time in engine.prefill_lengths
+        },
+        score={
+            time: functools.partial(compile_prefill, "score", time)
+            for time in (engine.score_length,)
+            if time is not None
         },
         decode={
             rows: functools.partial(compile_decode, rows)
             for rows in engine.decode_ladder
         },
+        take={0: compile_take} if fns.token_axes else {},
+        put={0: compile_put} if fns.token_axes else {},
         inputs=inputs,
         share=functools.partial(_compile_share, mesh),
+        processors=dict(fns.processors),
+        token_axes=fns.token_axes,
     )
 
 
@@ -151,17 +181,23 @@ def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
 
 
 def _inputs(
-    rows: RowArrays,
+    shapes: DecodeState,
     engine: EngineConfig,
     everywhere: NamedSharding,
     kind: Kind,
     size: int,
 ) -> tuple[Any, ...]:
     shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
-    if kind == "prefill":
-        return (_chunk_shape(rows, engine, size, everywhere),)
+    if kind in {"prefill", "score"}:
+        chunk = _chunk_shape(shapes.rows, engine, size, everywhere)
+        return (chunk._replace(targets=chunk.tokens if kind == "score" else None),)
+    number = shape((), jnp.int32)
+    if kind == "take":
+        return (number,)
+    if kind == "put":
+        page = jax.tree.map(lambda x: shape(x.shape[1:], x.dtype), shapes.cache)
+        return (number, page)
     if kind == "adopt":
-        number = shape((), jnp.int32)
         tokens = shape((engine.max_len,), jnp.int32)
         return (Adoption(number, tokens, number, number, number),)
     if kind == "init":

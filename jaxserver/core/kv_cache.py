@@ -22,6 +22,12 @@ KV_AXES: Axes = ("pages", "kv_heads", None, None)
 """Of keys and of values: what is cut lies first in both layouts."""
 
 
+def token_axes(num_layers: int) -> KVCache:
+    """Which dimension of a page counts its tokens, in the place of each array."""
+    keys, values = (2,) * num_layers, (1,) * num_layers
+    return KVCache(keys, values)  # type: ignore[arg-type]  # numbers in arrays' places
+
+
 def whole_row_page(max_len: int) -> int:
     """Size of a page that holds a whole row: `max_len` up to a multiple of a block."""
     return -(-max_len // BLOCK) * BLOCK

@@ -6,13 +6,15 @@ changes nothing for another. The vocabulary is never sorted, and one number is d
 token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxserver.core import processors
 from jaxserver.core.logits import adjust
+from jaxserver.core.processors import Processing
 from jaxserver.core.sampling_arrays import History, SamplingArrays
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
@@ -41,20 +43,21 @@ def choose_rows(
     history: History,
     wanted: Bool[Array, " rows"],
     mask: Bool[Array, "rows vocab"] | None = None,
+    processing: Processing | None = None,
 ) -> Choice:
     """`choose` for every row that is wanted, one after the other, each at its cost."""
     nothing = no_choice(logits.shape[1])
+    known, *given = processing or Processing({}, {}, {})
 
-    def choose_row(
-        row: tuple[Array, SamplingArrays, History, Array, Array | None],
-    ) -> Choice:
-        one, wishes, held, is_wanted, allowed = row
+    def choose_row(row: tuple[Any, ...]) -> Choice:
+        one, wishes, held, is_wanted, allowed, mine = row
+        step = Processing(known, *mine)
         chosen: Choice = jax.lax.cond(
-            is_wanted, lambda: choose(one, wishes, held, allowed), lambda: nothing
+            is_wanted, lambda: choose(one, wishes, held, allowed, step), lambda: nothing
         )
         return chosen
 
-    rows = (logits, sampling, history, wanted, mask)
+    rows = (logits, sampling, history, wanted, mask, given)
     choices: Choice = jax.lax.map(choose_row, rows)
     return choices
 
@@ -76,12 +79,15 @@ def choose(
     sampling: SamplingArrays,
     history: History,
     mask: Bool[Array, " vocab"] | None = None,
+    processing: Processing | None = None,
 ) -> Choice:
     """Chooses the token at position `history.length`, of those that the mask allows.
 
     The draw depends on the seed, the choice and the position alone.
     """
     adjusted = adjust(logits, sampling, history)
+    if processing is not None:
+        adjusted = processors.apply(processing, adjusted)
     if mask is not None:
         adjusted = jnp.where(mask, adjusted, -jnp.inf)
     token = jax.lax.cond(

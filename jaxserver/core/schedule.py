@@ -23,6 +23,7 @@ class QueuedRequest:
         unread: Dispatches that name it and have not been read.
         ahead: Tokens that those choose at most.
         attempts: Dispatches with it that failed.
+        scored: The log-probabilities of its prompt are wanted and not known yet.
     """
 
     request_id: int
@@ -36,6 +37,7 @@ class QueuedRequest:
     unread: int = 0
     ahead: int = 0
     attempts: int = 0
+    scored: bool = False
 
     @property
     def prompt_length(self) -> int:
@@ -117,6 +119,8 @@ class Chunk(NamedTuple):
         is_last: The prompt ends with it.
         pages: Those of its row.
         seat: Where the request has just got its slot, what it was given.
+        targets: The tokens after each of `tokens`, of which the last may be missing,
+            where they are scored.
     """
 
     request_id: int
@@ -126,6 +130,7 @@ class Chunk(NamedTuple):
     is_last: bool
     pages: tuple[int, ...]
     seat: Seated | None
+    targets: Tokens | None = None
 
     @property
     def length(self) -> int:
@@ -137,6 +142,11 @@ class PrefillPlan(NamedTuple):
 
     chunks: tuple[Chunk, ...]
     time: int
+
+    @property
+    def is_scored(self) -> bool:
+        """The log-probabilities of some of the tokens are wanted."""
+        return any(chunk.targets is not None for chunk in self.chunks)
 
     @property
     def request_ids(self) -> tuple[int, ...]:

@@ -153,7 +153,11 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
     if not unfinished:
         return None
     longest = _longest_chunk(state, engine)
-    chunks = tuple(_chunk(r, longest) for r in unfinished[: engine.prefill_rows])
+    together = unfinished[: engine.prefill_rows]
+    if any(running.request.scored for running in together):
+        time = engine.score_length or longest
+        return PrefillPlan(tuple(_chunk(r, time) for r in together), time)
+    chunks = tuple(_chunk(r, longest) for r in together)
     needed = max(chunk.length for chunk in chunks)
     time = next(length for length in engine.prefill_lengths if length >= needed)
     return PrefillPlan(chunks, time)
@@ -162,6 +166,7 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
 def _chunk(running: RunningRequest, longest: int) -> Chunk:
     tokens, start = running.request.tokens, running.prefilled
     end = min(start + longest, running.wanted)
+    targets = tokens[start + 1 : min(end + 1, running.request.prompt_length)]
     return Chunk(
         request_id=running.request.request_id,
         slot=running.slot,
@@ -170,6 +175,7 @@ def _chunk(running: RunningRequest, longest: int) -> Chunk:
         is_last=end == running.wanted,
         pages=running.pages,
         seat=None if running.is_begun else Seated(tokens[:start], running.copy),
+        targets=targets if running.request.scored else None,
     )
 
 
@@ -241,6 +247,11 @@ def _dispatched(state: SchedulerState, plan: Plan) -> SchedulerState:
 def _read(state: SchedulerState, plan: Plan, outcome: Outcome) -> SchedulerState:
     """Takes in the tokens of a dispatch, wherever its requests are by now."""
     ahead = _ahead(plan)
+    prefilled = (
+        {chunk.request_id for chunk in plan.chunks if chunk.is_last}
+        if isinstance(plan, PrefillPlan)
+        else set()
+    )
 
     def read(request: QueuedRequest) -> QueuedRequest:
         request_id = request.request_id
@@ -253,6 +264,7 @@ def _read(state: SchedulerState, plan: Plan, outcome: Outcome) -> SchedulerState
             num_drawn=request.num_drawn + len(drawn),
             unread=request.unread - 1,
             ahead=request.ahead - ahead[request_id],
+            scored=request.scored and request_id not in prefilled,
         )
 
     running = tuple(

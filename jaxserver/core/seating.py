@@ -5,7 +5,7 @@ import math
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.page_cache import PageCache
-from jaxserver.core.prefix_tree import common_length
+from jaxserver.core.prefix_tree import Tokens, common_length
 from jaxserver.core.schedule import QueuedRequest, RunningRequest, SchedulerState
 
 
@@ -38,7 +38,8 @@ def _seat(
 ) -> SchedulerState | None:
     """Admits one request; None where it has to wait for pages."""
     # The last token is run in any case: its logits choose the first of the answer.
-    prefix = request.tokens[:-1] if engine.shares_prefixes else ()
+    is_shared = engine.shares_prefixes and not request.scored
+    prefix = request.tokens[:-1] if is_shared else ()
     if _comes_in_a_moment(state, engine, prefix):
         return None
     length = min(len(request.tokens) + engine.max_stream_tokens, request.limit)
@@ -90,6 +91,33 @@ def _first_pages(state: SchedulerState, engine: EngineConfig) -> int:
     if not engine.has_whole_rows:
         return engine.num_pages
     return next(rung for rung in engine.decode_ladder if rung > len(state.running))
+
+
+def found(
+    state: SchedulerState, engine: EngineConfig, tokens: Tokens
+) -> tuple[tuple[int, ...], int, SchedulerState]:
+    """Pages that hold a beginning of some tokens, and how long it is.
+
+    What running requests have made counts as well, and is kept for others from now on.
+    """
+    cache = state.cache
+    for running in state.running:
+        cache = store(cache, engine, running)
+    match = cache.tree.match(tokens)
+    return match.pages, match.length, dataclasses.replace(state, cache=cache)
+
+
+def given(
+    state: SchedulerState, engine: EngineConfig, tokens: Tokens
+) -> tuple[tuple[int, ...], SchedulerState] | None:
+    """Pages that are about to hold some tokens; None where there is no room."""
+    pages_needed = engine.pages_for(len(tokens))
+    seated = state.cache.seat((), pages_needed, below=engine.num_pages, grid=1)
+    if seated is None or not engine.shares_prefixes:
+        return None
+    seat, cache = seated
+    cache = cache.store(tokens, seat.pages).leave(seat.pages)
+    return seat.pages, dataclasses.replace(state, cache=cache)
 
 
 def make_room(

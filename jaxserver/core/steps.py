@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxserver.core import processors
 from jaxserver.core.decode_state import DecodeState, RowArrays
+from jaxserver.core.processors import Processing
 from jaxserver.core.rules import token_mask
-from jaxserver.core.sampling import Choice, choose_rows
+from jaxserver.core.sampling import Choice, choose_rows, no_choice, report
 from jaxserver.core.sampling_arrays import History
-from jaxserver.ports.model import ModelFns, Params, TokenBatch
+from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
@@ -28,6 +30,8 @@ class PrefillChunk(NamedTuple):
         length: Tokens that count.
         is_last: The chunk ends the prompt: the first token of the answer is chosen.
         rows: What the requests bring.
+        targets: The token after each, whose log-probability those learn who want any;
+            None where nobody does.
     """
 
     slots: Int[Array, " rows"]
@@ -37,6 +41,7 @@ class PrefillChunk(NamedTuple):
     length: Int[Array, " rows"]
     is_last: Bool[Array, " rows"]
     rows: RowArrays
+    targets: Int[Array, "rows time"] | None = None
 
 
 class Adoption(NamedTuple):
@@ -56,6 +61,14 @@ class Adoption(NamedTuple):
     length: Int[Array, ""]
 
 
+class Scores(NamedTuple):
+    """Log-probabilities of the tokens after those of a chunk."""
+
+    logprobs: Float[Array, "rows time"]
+    top_ids: Int[Array, "rows time top"]
+    top_logprobs: Float[Array, "rows time top"]
+
+
 class Outcome(NamedTuple):
     """What a step gives back to the host.
 
@@ -65,6 +78,7 @@ class Outcome(NamedTuple):
         ends: RUNNING, STOP, LENGTH or UNSOUND.
         sound: The logits read last were numbers.
         steps: How many steps were run.
+        scores: Of a prompt's own tokens; None where nobody wants them.
     """
 
     tokens: Int[Array, "rows block"]
@@ -75,6 +89,7 @@ class Outcome(NamedTuple):
     logprobs: Float[Array, "rows block"]
     top_ids: Int[Array, "rows block top"]
     top_logprobs: Float[Array, "rows block top"]
+    scores: Scores | None = None
 
 
 def adopt(fns: ModelFns, state: DecodeState, adoption: Adoption) -> DecodeState:
@@ -83,6 +98,17 @@ def adopt(fns: ModelFns, state: DecodeState, adoption: Adoption) -> DecodeState:
     cache = fns.copy_pages(state.cache, *(x[None] for x in copies))
     tokens = state.tokens.at[adoption.slot].set(adoption.tokens)
     return state._replace(cache=cache, tokens=tokens)
+
+
+def take_page(state: DecodeState, page: Int[Array, ""]) -> Cache:
+    """What a page of the cache holds."""
+    return jax.tree.map(lambda leaf: leaf[page], state.cache)
+
+
+def put_page(state: DecodeState, page: Int[Array, ""], held: Cache) -> DecodeState:
+    """Lets a page hold something else."""
+    cache = jax.tree.map(lambda old, new: old.at[page].set(new), state.cache, held)
+    return state._replace(cache=cache)
 
 
 def prefill(
@@ -96,17 +122,7 @@ def prefill(
     if fns.encode is not None:
         cache = fns.encode(params, cache, chunk.slots, chunk.tokens, chunk.length)
         chunk = _decoder_prompt(fns, chunk)
-    logits, cache = fns.extend(
-        params,
-        cache,
-        TokenBatch(
-            tokens=chunk.tokens,
-            start=chunk.start,
-            length=chunk.length,
-            page_table=chunk.pages,
-            logits_at=jnp.maximum(chunk.length - 1, 0)[:, None],
-        ),
-    )
+    logits, cache, scores = _extend_chunk(fns, params, cache, chunk)
     time = chunk.tokens.shape[1]
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     at = jnp.where(steps < chunk.length[:, None], chunk.start[:, None] + steps, max_len)
@@ -114,25 +130,34 @@ def prefill(
     held = chunk.start + chunk.length
     mine = tokens.at[chunk.slots].get(mode="clip")
     history = History(mine, chunk.rows.prompt_length, held)
-    mask = token_mask(fns.rules, history, chunk.rows, fns.vocab_size)
-    wishes = chunk.rows.sampling
-    choice = choose_rows(logits[:, 0], wishes, history, chunk.is_last, mask)
+    is_chosen = chunk.is_last & (held < chunk.rows.limit)
+    asked = chunk.rows.processors
+    begun = processors.begin(dict(fns.processors), asked, history, is_chosen)
+    asked_steps = Processing(dict(fns.processors), asked, begun)
+    choice = _choose(fns, logits, (history, is_chosen, chunk.rows), asked_steps)
     ends = jnp.where(
-        chunk.is_last, _ends(choice, held + 1, chunk.rows), jnp.int32(RUNNING)
+        is_chosen,
+        _ends(choice, held + 1, chunk.rows),
+        jnp.where(chunk.is_last, jnp.int32(LENGTH), jnp.int32(RUNNING)),
     )
-    at = jnp.where(chunk.is_last, held, max_len)
+    at = jnp.where(is_chosen, held, max_len)
     tokens = tokens.at[chunk.slots, at].set(choice.token, mode="drop")
     put = functools.partial(_put_rows, chunk.slots)
     new_state = DecodeState(
         cache=cache,
         tokens=tokens,
-        lengths=put(state.lengths, held + chunk.is_last.astype(jnp.int32)),
-        active=put(state.active, chunk.is_last & (ends == RUNNING)),
+        lengths=put(state.lengths, held + is_chosen.astype(jnp.int32)),
+        active=put(state.active, is_chosen & (ends == RUNNING)),
         rows=jax.tree.map(put, state.rows, chunk.rows),
+        processor_states=jax.tree.map(
+            put,
+            state.processor_states,
+            processors.update(asked_steps, choice.token, is_chosen),
+        ),
     )
-    counts = (chunk.is_last & (ends != UNSOUND)).astype(jnp.int32)
+    counts = (is_chosen & (ends != UNSOUND)).astype(jnp.int32)
     block = jax.tree.map(lambda x: x[:, None], choice)
-    sound = jnp.isfinite(jnp.max(logits[:, 0], axis=-1))
+    sound = jnp.isfinite(jnp.max(logits, axis=-1))
     outcome = Outcome(
         tokens=block.token,
         counts=counts,
@@ -142,8 +167,69 @@ def prefill(
         logprobs=block.logprob,
         top_ids=block.top_ids,
         top_logprobs=block.top_logprobs,
+        scores=scores,
     )
     return new_state, outcome
+
+
+def _choose(
+    fns: ModelFns,
+    logits: Float[Array, "rows vocab"],
+    given: tuple[History, Bool[Array, " rows"], RowArrays],
+    asked: Processing,
+) -> Choice:
+    """The next token of the rows that are wanted, as the model's rules allow."""
+    history, wanted, rows = given
+    mask = token_mask(fns.rules, history, rows, fns.vocab_size)
+    return choose_rows(logits, rows.sampling, history, wanted, mask, asked)
+
+
+def _extend_chunk(
+    fns: ModelFns, params: Params, cache: Cache, chunk: PrefillChunk
+) -> tuple[Float[Array, "rows vocab"], Cache, Scores | None]:
+    """Runs a chunk; the logits after its last token, and scores where wanted."""
+    last = jnp.maximum(chunk.length - 1, 0)[:, None]
+    time = jnp.arange(chunk.tokens.shape[1], dtype=jnp.int32)[None, :]
+    logits, cache = fns.extend(
+        params,
+        cache,
+        TokenBatch(
+            tokens=chunk.tokens,
+            start=chunk.start,
+            length=chunk.length,
+            page_table=chunk.pages,
+            logits_at=last if chunk.targets is None else time + jnp.zeros_like(last),
+        ),
+    )
+    if chunk.targets is None:
+        return logits[:, 0], cache, None
+    scores = _score(logits, chunk.targets, chunk)
+    return jnp.take_along_axis(logits, last[:, :, None], axis=1)[:, 0], cache, scores
+
+
+def _score(
+    logits: Float[Array, "rows time vocab"],
+    targets: Int[Array, "rows time"],
+    chunk: PrefillChunk,
+) -> Scores:
+    """Position after position, so that one costs what it needs and is as it is."""
+    vocab = logits.shape[-1]
+    nothing = no_choice(vocab)
+    time = jnp.arange(targets.shape[1], dtype=jnp.int32)[None, :]
+    wanted = (time < chunk.length[:, None]) & chunk.rows.sampling.logprobs[:, None]
+
+    def score(position: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        one, target, is_wanted = position
+        scored: tuple[Array, Array, Array] = jax.lax.cond(
+            is_wanted,
+            lambda: report(one, target),
+            lambda: (nothing.logprob, nothing.top_ids, nothing.top_logprobs),
+        )
+        return scored
+
+    flat = (logits.reshape(-1, vocab), targets.reshape(-1), wanted.reshape(-1))
+    scored = jax.lax.map(score, flat)
+    return Scores(*(x.reshape(*targets.shape, *x.shape[1:]) for x in scored))
 
 
 def _decoder_prompt(fns: ModelFns, chunk: PrefillChunk) -> PrefillChunk:
@@ -259,8 +345,9 @@ def _decode_step(
         ),
     )
     history = History(state.tokens[:rows], mine.prompt_length, lengths)
-    mask = token_mask(fns.rules, history, mine, fns.vocab_size)
-    choice = choose_rows(logits[:, 0], mine.sampling, history, active, mask)
+    states = jax.tree.map(lambda x: x[:rows], state.processor_states)
+    asked = Processing(dict(fns.processors), mine.processors, states)
+    choice = _choose(fns, logits[:, 0], (history, active, mine), asked)
     ends = jnp.where(active, _ends(choice, lengths + 1, mine), RUNNING)
     is_chosen = active & (ends != UNSOUND)
     at = jnp.where(is_chosen, lengths, max_len)
@@ -270,6 +357,11 @@ def _decode_step(
         lengths=state.lengths.at[:rows].add(is_chosen.astype(jnp.int32)),
         active=state.active.at[:rows].set(active & (ends == RUNNING)),
         rows=state.rows,
+        processor_states=jax.tree.map(
+            lambda old, new: old.at[:rows].set(new),
+            state.processor_states,
+            processors.update(asked, choice.token, is_chosen),
+        ),
     )
     return _Progress(new_state, _record(outcome, choice, is_chosen, ends))
 

@@ -14,6 +14,7 @@ from jaxserver.core.kv_cache import (
     KVCache,
     copy_pages,
     init_cache,
+    token_axes,
     whole_row_page,
 )
 from jaxserver.core.ops import paged
@@ -56,6 +57,7 @@ def transformer_fns(
         extend=functools.partial(extend, config, rope_table(config, max_len), mesh),
         copy_pages=copy_pages,
         cache_axes=lambda shape: KV_AXES,
+        token_axes=token_axes(config.num_layers),
         page_size=page_size,
         max_len=max_len,
         vocab_size=config.vocab_size,

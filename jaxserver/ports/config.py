@@ -184,6 +184,17 @@ class ServerConfig:
         "Tokens that the prompts of waiting requests may have together before 429 is "
         "answered; none: any number.",
     )
+    shutdown_timeout: float = _key(
+        30.0,
+        _number(0, 86400),
+        "Seconds that requests get to finish when the server ends.",
+    )
+    watchdog_seconds: float = _key(
+        300.0,
+        _number(0.1, 86400),
+        "Longest that a step may take, late compiling included, before the engine is "
+        "given up.",
+    )
     quantize: str = _key(
         "auto",
         _one_of("auto", "none", "int8"),
@@ -191,7 +202,10 @@ class ServerConfig:
         "are fastest here.",
     )
     numerics: str = _key(
-        "invariant", _one_of("invariant"), "What is promised about an answer's bits."
+        "invariant",
+        _one_of("invariant", "fast"),
+        "invariant: an answer's bits are a function of its request; fast: Flax classes "
+        "score prompts and processes share their beginnings, though bits may differ.",
     )
     coordinator: str | None = _key(
         None,

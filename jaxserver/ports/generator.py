@@ -1,5 +1,6 @@
 """The port that turns prompts into answers."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol, Self
 
@@ -32,6 +33,30 @@ class Stream(Protocol):
 
         The slot is free at most two dispatches later. A reader that goes on gets a
         last chunk with `FinishReason.CANCELLED`, unless the answer was finished.
+        """
+        ...
+
+
+class SavableStream(Stream, Protocol):
+    """A stream whose answer can go on elsewhere, from the last chunk that was read."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file with which `JAXServer.resume` goes on, here or elsewhere.
+
+        It holds tokens, settings and what the cache holds of them.
+
+        Raises:
+            EngineFailed: The engine has ended, or has not taken the request.
+            OSError: The file cannot be written.
+        """
+        ...
+
+    def fork(self, count: int) -> "list[SavableStream]":
+        """Other continuations, each with draws of its own; this one goes on as well.
+
+        Raises:
+            InvalidRequest: There are not so many choices.
+            ServerFull: The queue has no room.
         """
         ...
 

@@ -53,6 +53,7 @@ class InstructRequest:
     top_k: int | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    logits_processors: Mapping[str, Mapping[str, float]] | None = None
     stream: bool | None = False
     priority: int | None = 0
     deadline_seconds: float | None = None
@@ -76,6 +77,7 @@ class ChatRequest:
     top_k: int | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    logits_processors: Mapping[str, Mapping[str, float]] | None = None
     stream: bool | None = False
     priority: int | None = 0
     deadline_seconds: float | None = None
@@ -92,6 +94,7 @@ def sampling_fields(request: InstructRequest | ChatRequest) -> dict[str, Any]:
         "top_k": request.top_k,
         "seed": request.seed,
         "stop": tuple(stop),
+        "logits_processors": request.logits_processors or {},
     }
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from jaxtyping import Array, Float, Int
 
+from jaxserver.ports.processors import LogitsProcessor
+
 Params: TypeAlias = Any  # A pytree of arrays whose layout only its model knows.
 Cache: TypeAlias = Any  # Likewise; the engine only allocates, donates and passes it on.
 
@@ -121,6 +123,9 @@ class ModelFns(NamedTuple):
         decoder_prompt: What the decoder reads before its answer, where there is an
             encoder.
         rules: What every answer has to keep to.
+        processors: Steps of choosing that requests may ask for, with their names.
+        token_axes: Of each leaf of the cache, in the same tree, which dimension of a
+            page counts its tokens; None where pages are not to be taken out.
     """
 
     init_cache: InitCache
@@ -135,3 +140,5 @@ class ModelFns(NamedTuple):
     encoder_lengths: tuple[int, ...] = ()
     decoder_prompt: tuple[int, ...] = ()
     rules: AnswerRules = AnswerRules()
+    processors: tuple[tuple[str, LogitsProcessor], ...] = ()
+    token_axes: Any = None

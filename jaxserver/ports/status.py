@@ -65,7 +65,7 @@ class StatusSnapshot:
 
 
 class ServerStatus(Protocol):
-    """Says how a server is doing, without waiting for anything."""
+    """Says how a server is doing, without waiting unless it says so."""
 
     @property
     def model_name(self) -> str:
@@ -73,6 +73,16 @@ class ServerStatus(Protocol):
         ...
 
     def snapshot(self) -> StatusSnapshot: ...
+
+    def fingerprint(self) -> str | None:
+        """The short form of all that answers depend on besides their requests.
+
+        Waits until that is known, and is None where it cannot be.
+
+        Raises:
+            NotReady: The model is not there yet.
+        """
+        ...
 
     def is_ready(self) -> bool:
         """Requests are taken."""

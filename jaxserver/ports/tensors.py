@@ -46,9 +46,11 @@ class Checkpoint:
             Flax classes', the parts of a name joined by dots.
         config: GGUF metadata, or the contents of `config.json`.
         tensors: The weights.
+        files: Paths of the files that they are in, in the order of their names.
     """
 
     path: str
     layout: str
     config: Mapping[str, Any]
     tensors: TensorSource
+    files: tuple[str, ...] = ()

@@ -5,10 +5,13 @@ import enum
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxserver.ports.errors import InvalidRequest
 from jaxserver.ports.origin import UNKNOWN, Origin
+
+if TYPE_CHECKING:
+    from jaxserver.ports.receipt import Receipt
 
 MAX_SEED = 2**64 - 1
 MAX_STOP_STRINGS = 16
@@ -16,6 +19,8 @@ MAX_END_IDS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_PRIORITY = 1000
+MAX_CHOICES = 128
+MAX_PROCESSORS = 16
 MAX_DEADLINE_SECONDS = 86_400
 
 Role = Literal["system", "user", "assistant"]
@@ -42,7 +47,7 @@ class SamplingParams:
     """How one request wants its tokens chosen.
 
     None means "as the server is configured". The order of the steps is: logit bias,
-    penalties, temperature, top-k, top-p, min-p, draw.
+    penalties, logits processors, temperature, top-k, top-p, min-p, draw.
 
     Attributes:
         greedy: Take the likeliest token, as temperature 0 and `top_k` 1 do.
@@ -56,8 +61,10 @@ class SamplingParams:
         presence_penalty: Subtracted from the logit of every token of the answer.
         frequency_penalty: Subtracted once for every time the token was answered.
         logit_bias: Added to the logits of single token ids.
+        logits_processors: Names of steps that the server has been given, each with the
+            parameters that differ from their defaults.
         seed: Fixes the draws; None lets the server choose one and report it.
-        max_new_tokens: Most tokens to draw, the end token included.
+        max_new_tokens: Most tokens to draw, the end token included; 0 draws none.
         stop: Strings that end the answer; they are not part of it.
         stop_token_ids: Ids that end the answer, besides the model's own.
         ignore_eos: Do not end at the model's own end tokens.
@@ -74,6 +81,9 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    logits_processors: Mapping[str, Mapping[str, float]] = dataclasses.field(
+        default_factory=dict
+    )
     seed: int | None = None
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -91,10 +101,17 @@ class SamplingParams:
             object.__setattr__(self, name, kind(getattr(self, name)))
         bias = MappingProxyType(dict(self.logit_bias))
         object.__setattr__(self, "logit_bias", bias)
+        _check_processors(self.logits_processors)
+        asked = {
+            k: MappingProxyType(dict(v)) for k, v in self.logits_processors.items()
+        }
+        object.__setattr__(self, "logits_processors", MappingProxyType(asked))
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return _sampling_params, ({**fields, "logit_bias": dict(self.logit_bias)},)
+        asked = {name: dict(given) for name, given in self.logits_processors.items()}
+        plain = {"logit_bias": dict(self.logit_bias), "logits_processors": asked}
+        return _sampling_params, ({**fields, **plain},)
 
 
 def _sampling_params(fields: dict[str, object]) -> SamplingParams:
@@ -110,7 +127,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "presence_penalty": (-100, 100, False),
     "frequency_penalty": (-100, 100, False),
     "seed": (0, MAX_SEED, True),
-    "max_new_tokens": (1, 2**31 - 1, True),
+    "max_new_tokens": (0, 2**31 - 1, True),
     "logprobs": (0, MAX_TOP_LOGPROBS, True),
 }
 _OPTIONAL = {"temperature", "top_k", "top_p", "seed", "max_new_tokens", "logprobs"}
@@ -164,6 +181,21 @@ def _check_logit_bias(bias: object) -> None:
             raise InvalidRequest("logit_bias", got, allowed)
 
 
+def _check_processors(asked: object) -> None:
+    allowed = f"at most {MAX_PROCESSORS} names, each with parameters that are numbers"
+    if not isinstance(asked, Mapping) or len(asked) > MAX_PROCESSORS:
+        raise InvalidRequest("logits_processors", _short(asked), allowed)
+    for name, params in asked.items():
+        is_named = isinstance(name, str) and isinstance(params, Mapping)
+        if not is_named or not all(_is_finite(value) for value in params.values()):
+            got = f"{_short(name)}: {_short(params)}"
+            raise InvalidRequest("logits_processors", got, allowed)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= 2**31 - 1
+
+
 def _is_id(token: object) -> bool:
     is_int = isinstance(token, int) and not isinstance(token, bool)
     return is_int and 0 <= token < 2**31  # type: ignore[operator]  # is_int says so
@@ -187,9 +219,14 @@ class GenerationRequest:
             text token, its last tokens and, where it is `Rendered`, its system turn,
             instead of being refused.
         streaming: Somebody reads the chunks as they come, so they should come often.
+        score_prompt: The log-probabilities of the prompt's own tokens are wanted, as
+            `sampling.logprobs` says; with `max_new_tokens` 0 nothing else is.
+        choice: Which of several answers to one prompt and seed this is; each has draws
+            of its own.
         priority: Requests with a lower one get their slots sooner.
         deadline_seconds: An answer that is not finished so long after it was asked for
             is an error instead.
+        receipt: The last chunk is to have one.
         origin: Who asked; requests that differ in it alone are equal.
 
     What says when an answer is made, or for whom, never changes it.
@@ -202,13 +239,20 @@ class GenerationRequest:
     sampling: SamplingParams = SamplingParams()
     truncate: bool = False
     streaming: bool = True
+    score_prompt: bool = False
+    choice: int = 0
     priority: int = 0
     deadline_seconds: float | None = None
+    receipt: bool = False
     origin: Origin = dataclasses.field(default=UNKNOWN, compare=False)
 
     def __post_init__(self) -> None:
         low, high = -MAX_PRIORITY, MAX_PRIORITY
         _check_number("priority", self.priority, low, high, integer=True)
+        _check_number("choice", self.choice, 0, MAX_CHOICES - 1, integer=True)
+        if self.score_prompt and self.sampling.logprobs is None:
+            allowed = "false, or true together with logprobs"
+            raise InvalidRequest("score_prompt", "True", allowed)
         if self.deadline_seconds is not None:
             seconds, most = self.deadline_seconds, MAX_DEADLINE_SECONDS
             _check_number("deadline_seconds", seconds, 0, most, integer=False)
@@ -257,13 +301,19 @@ class Chunk:
 
     Attributes:
         logprobs: One entry per token id where the request asked, else None.
+        prompt_logprobs: In the first chunk, where the request asked: one entry per
+            token of the prompt but the first, which nothing stands before.
         finish_reason: In the last chunk, and only there.
         seed: The seed that was used, in the last chunk, and only there.
+        receipt: In the last chunk, where the request asked for one and the answer was
+            not cancelled.
     """
 
     text: str
     token_ids: tuple[int, ...]
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     seed: int | None = None
+    receipt: "Receipt | None" = None

@@ -88,7 +88,9 @@ class Runner:
             pages=(slot,),
             seat=None,
         )
-        arrays = prefill_chunk(PrefillPlan((part,), time), {0: request}, self.engine)
+        arrays = prefill_chunk(
+            PrefillPlan((part,), time), {0: request}, self.engine, {}
+        )
         run = self.get("prefill", time)
         return self._run(run, arrays)
 

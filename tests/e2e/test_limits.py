@@ -121,6 +121,7 @@ def test_a_full_queue_answers_at_once_and_recovers(
     with contextlib.ExitStack() as connections:
         for _ in range(slots + waiting):
             connections.enter_context(post(server_url, CHAT, ROUTES[CHAT]))
+        assert uses_slots(loaded_server, slots)
         assert has_waiting(loaded_server, waiting)
         refused = httpx.post(f"{server_url}{CHAT}", json=ROUTES[CHAT], timeout=60)
         still_waiting = loaded_server.snapshot().queue_length

@@ -16,10 +16,11 @@ from gradio_client import Client
 from jaxserver import GenerationRequest, JAXServer, SamplingParams
 from tests.e2e.reference import REFERENCES, Reference
 
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.parametrize("reference", REFERENCES, ids=["short", "long"]),
-]
+pytestmark = pytest.mark.model
+EACH = pytest.mark.parametrize("reference", REFERENCES, ids=["short", "long"])
+SHORT = pytest.mark.parametrize("reference", REFERENCES[:1], ids=["short"])
+"""For ways that differ from others only before and after the engine."""
+
 GREEDY = SamplingParams(greedy=True, max_new_tokens=64, logprobs=0)
 
 
@@ -29,6 +30,7 @@ def client(server_url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@SHORT
 def test_process(loaded_server: JAXServer, reference: Reference) -> None:
     *_, (text, used) = loaded_server.process(
         reference.prompt_text, greedy=True, max_new_tokens=64
@@ -38,6 +40,7 @@ def test_process(loaded_server: JAXServer, reference: Reference) -> None:
     assert used == len(reference.ids)
 
 
+@EACH
 @pytest.mark.parametrize("as_ids", [False, True])
 def test_chunks(loaded_server: JAXServer, reference: Reference, as_ids: bool) -> None:
     prompt = reference.prompt_ids if as_ids else reference.prompt_text
@@ -51,6 +54,7 @@ def test_chunks(loaded_server: JAXServer, reference: Reference, as_ids: bool) ->
     assert chunks[-1].usage.prompt_tokens == len(reference.prompt_ids)
 
 
+@EACH
 @pytest.mark.parametrize("stream", [False, True])
 def test_chat_completions(
     client: openai.OpenAI, reference: Reference, stream: bool
@@ -83,6 +87,7 @@ def test_chat_completions(
     reference.assert_logprobs([entry.logprob for entry in entries])
 
 
+@EACH
 @pytest.mark.parametrize("stream", [False, True])
 def test_completions(client: openai.OpenAI, reference: Reference, stream: bool) -> None:
     arguments: dict[str, Any] = dict(
@@ -106,6 +111,7 @@ def test_completions(client: openai.OpenAI, reference: Reference, stream: bool) 
     reference.assert_logprobs(logprobs)
 
 
+@SHORT
 def test_chat(server_url: str, reference: Reference) -> None:
     body = {"prompt": reference.prompt, "greedy": True, "max_new_tokens": 64}
 
@@ -116,6 +122,7 @@ def test_chat(server_url: str, reference: Reference) -> None:
     assert answer["tokens_used"] == len(reference.ids)
 
 
+@SHORT
 @pytest.mark.parametrize("page", ["instruct", "chat"])
 def test_gradio_client(server_url: str, reference: Reference, page: str) -> None:
     client = Client(f"{server_url}/gradio_{page}/", verbose=False)
@@ -129,6 +136,7 @@ def test_gradio_client(server_url: str, reference: Reference, page: str) -> None
     assert answer == reference.text
 
 
+@SHORT
 def test_generate_command(default_model_path: Path, reference: Reference) -> None:
     command = [sys.executable, "-m", "jaxserver", "generate", reference.prompt]
     options = ["--dtype", "fp32", "--quantize", "none", "--greedy", "--json"]

@@ -21,6 +21,7 @@ from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from tests import engines
 from tests.contract import tiny_tokenizers
+from tests.fakes import known
 from tests.flax_folders import flat, random_flax, save
 from tests.tiny_flax import TinyFlax
 from tests.unit.test_wiring import compile_cache, nobody
@@ -62,7 +63,7 @@ def tokenizer() -> Any:
 
 def answers(model: wiring.Model, compiled: CompiledSteps) -> list[Any]:
     """Tokens and log-probabilities of every prompt."""
-    engine = wiring.start_engine(model, compiled, CONFIG, engines.Records())
+    engine = wiring.start_engine(model, compiled, CONFIG, engines.Records(), known())
     wish = SamplingParams(temperature=0.7, seed=5, max_new_tokens=7, logprobs=2)
     asked = [GenerationRequest(prompt=prompt, sampling=wish) for prompt in PROMPTS]
     try:

@@ -1,6 +1,7 @@
 """A model and a tokenizer in memory, served with everything the engine offers."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxserver import GenerationRequest, JAXServer, SamplingParams
 from jaxserver.adapters.flax_models.models import flax_model
-from jaxserver.ports.errors import BrokenCheckpoint, UnsupportedModel
+from jaxserver.adapters.flax_models.weights import params_digest, plain_params
+from jaxserver.ports.errors import BrokenCheckpoint, InvalidRequest, UnsupportedModel
 from jaxserver.ports.model import TokenBatch
 from tests.flax_answers import VOCAB, answered, generated, serving, tokenizer
 from tests.tiny_flax import (
@@ -63,6 +65,68 @@ def test_answers_in_company_are_bitwise_those_alone(
 
     assert [whole(stream) for stream in streams] == [whole(chunks) for chunks in alone]
     assert server.snapshot().compiles_after_ready == compiled
+
+
+def test_an_answer_goes_on_elsewhere_and_in_forks(
+    served: tuple[TinyFlax, JAXServer], tmp_path: Path
+) -> None:
+    """What a token's bits depend on is run again from the prompt."""
+    _, server = served
+    wish = SamplingParams(temperature=1.0, seed=3, max_new_tokens=12, logprobs=2)
+    asked = GenerationRequest(prompt=PROMPTS[1], sampling=wish)
+
+    stream = server.generate(asked)
+    next(stream)
+    stream.save(tmp_path / "it")
+    forks = stream.fork(2)
+    rest = [entry for chunk in stream for entry in chunk.logprobs or ()]
+    resumed = server.resume(tmp_path / "it")
+    assert [entry for chunk in resumed for entry in chunk.logprobs or ()] == rest
+
+    others = [tuple(t for chunk in fork for t in chunk.token_ids) for fork in forks]
+    assert len({*others, tuple(entry.token_id for entry in rest)}) == 3
+
+
+def test_a_score_is_refused_where_it_would_not_be_what_generating_gave(
+    served: tuple[TinyFlax, JAXServer],
+) -> None:
+    _, server = served
+    wish = SamplingParams(max_new_tokens=0, logprobs=0)
+    asked = GenerationRequest(prompt=PROMPTS[1], sampling=wish, score_prompt=True)
+    with pytest.raises(InvalidRequest, match="score_prompt"):
+        list(server.generate(asked))
+
+
+def test_fast_numerics_score_what_invariant_ones_refuse() -> None:
+    tiny = causal("gpt2", vocab_size=VOCAB)
+    config = {**CONFIG, "numerics": "fast", "dtype": "fp32"}
+    server = JAXServer.load_from_params(tiny.model, tokenizer(), tiny.params, config)
+    wish = SamplingParams(max_new_tokens=0, logprobs=0)
+    prompt = PROMPTS[1]
+    try:
+        asked = GenerationRequest(prompt=prompt, sampling=wish, score_prompt=True)
+        (scored,) = server.generate(asked)
+        logits = tiny.model(np.array([prompt]), params=tiny.params).logits[0]
+        expected = jax.nn.log_softmax(logits)[np.arange(len(prompt) - 1), prompt[1:]]
+        assert scored.prompt_logprobs is not None
+        found = [entry.logprob for entry in scored.prompt_logprobs]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    finally:
+        server.end()
+
+
+def test_a_receipt_says_which_parameters_in_memory_were_served_and_replays(
+    served: tuple[TinyFlax, JAXServer],
+) -> None:
+    tiny, server = served
+    wish = SamplingParams(temperature=1.0, max_new_tokens=9, logprobs=2)
+    asked = GenerationRequest(prompt=PROMPTS[0], sampling=wish, receipt=True)
+    receipt = list(server.generate(asked))[-1].receipt
+    assert receipt is not None
+    assert receipt.identity.weights == params_digest(plain_params(tiny.params))
+    assert receipt.identity.config["backend"] == "flax"
+    assert "transformers" in receipt.identity.versions
+    assert list(server.generate(receipt.request))[-1].receipt == receipt
 
 
 def tiny_kinds() -> list[tuple[str, str, dict[str, Any]]]:

@@ -341,3 +341,33 @@ def test_the_methods_answer_as_the_routes_do(servers: Servers, words: int) -> No
 
     assert client.post("/instruct", json=asked).json().items() >= instructed.items()
     assert client.post("/chat", json=chat).json().items() >= chatted.items()
+
+
+class Otherwise(ByMethods):
+    def format_instruct(self, system: str | None, instruction: str) -> str:
+        return f"{system}: {instruction}"
+
+
+def test_whoever_writes_prompts_otherwise_has_another_fingerprint(
+    servers: Servers,
+) -> None:
+    by_others = [
+        servers.open(),
+        servers.open(ByMethods),
+        servers.open(Otherwise),
+        servers.open(instruct_format="{instruct}"),
+        servers.open(prompt_prefix_chat="> "),
+    ]
+    said = [server.fingerprint() for server in by_others]
+    assert len(set(said)) == 5
+    assert servers.open(ByMethods).fingerprint() == said[1]
+
+
+def test_a_method_whose_source_cannot_be_read_is_known_by_its_name(
+    servers: Servers,
+) -> None:
+    names: dict[str, Any] = {}
+    exec("def format_chat(self, history, prompt, system): return prompt", names)
+    made = [type("Made", (JAXServer,), {"format_chat": names["format_chat"]})] * 2
+    one, two = (servers.open(kind).fingerprint() for kind in made)
+    assert one == two != servers.open().fingerprint()

@@ -71,6 +71,11 @@ def test_both_commands_are_one_line_each() -> None:
 @pytest.mark.parametrize(
     "line", re.findall(r"^\.venv/bin/jaxserver (.*)$", README, re.MULTILINE)
 )
-def test_what_is_typed_in_the_terminal_is_taken(line: str) -> None:
+def test_what_is_typed_in_the_terminal_is_taken(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = ScriptedProgram().run("generate", "hi", "--receipt", "rivers.json")
+    assert written.exit_code == 0
     result = ScriptedProgram().run(*shlex.split(line), input_text="hi\n")
     assert result.exit_code == 0, result.output

@@ -1,8 +1,10 @@
+import concurrent.futures
 import contextvars
 import itertools
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -19,12 +21,13 @@ from jaxserver.ports.errors import (
     PromptTooLong,
 )
 from jaxserver.ports.handlers import CANCEL, CancelToken, ChatRequest, InstructRequest
+from jaxserver.ports.receipt import Digests
 from jaxserver.ports.status import ServerState
 from jaxserver.ports.types import GenerationRequest, SamplingParams
 from jaxserver.server import JAXServer
 from tests import engines
 from tests.fakes import ByteTokenizer
-from tests.unit.tiny_server import Servers, tiny_servers
+from tests.unit.tiny_server import Servers, tiny_parts, tiny_servers
 from tests.waiting import eventually
 
 FREE: dict[str, Any] = {"ignore_eos": True, "seed": 3, "temperature": 1.0}
@@ -353,3 +356,46 @@ def test_what_was_left_uncompiled_may_be_compiled_later(server: JAXServer) -> No
 
     assert heard == []
     assert server.snapshot().compiles_after_ready == 0
+
+
+def test_a_server_is_ready_before_its_files_have_been_read_for_their_digests(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests: Future[Digests] = Future()
+
+    def load(*parts: Any, **rules: Any) -> wiring.Model:
+        return tiny_parts(*parts, **rules)._replace(digests=digests)
+
+    monkeypatch.setattr(server_module, "load_model", load)
+    server = servers.open()
+    assert server.is_ready()
+    assert list(server.generate(GenerationRequest(prompt="a")))[-1].finish_reason
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.fingerprint)
+        assert not asked.done()
+        digests.set_result(Digests("aa", None, "cc", None))
+        assert asked.result(20) == servers.open().fingerprint() is not None
+
+
+def test_a_model_whose_files_went_away_has_no_fingerprint(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*parts: Any, **rules: Any) -> wiring.Model:
+        gone: Future[Digests] = Future()
+        gone.set_exception(FileNotFoundError("gone"))
+        return tiny_parts(*parts, **rules)._replace(digests=gone)
+
+    monkeypatch.setattr(server_module, "load_model", load)
+    server = servers.open()
+    assert server.fingerprint() is None
+    answer = (
+        TestClient(server.app(pages=False))
+        .post("/v1/completions", json={"prompt": "a"})
+        .json()
+    )
+    assert answer["system_fingerprint"] is None
+
+
+def test_a_server_without_a_model_has_no_fingerprint_yet(servers: Servers) -> None:
+    with pytest.raises(NotReady):
+        servers.make().fingerprint()

@@ -24,6 +24,7 @@ from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
 from tests import engines
 from tests.contract.tiny_tokenizers import save, single_digits
+from tests.fakes import known
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}!"
 VOCAB = single_digits().get_vocab_size()
@@ -290,7 +291,7 @@ def compiled(
     heard: list[tuple[str, int, int]] = []
     with compile_cache(tmp_path_factory.mktemp("compiled")):
         made = wiring.compile_model(model, config, lambda *one: heard.append(one))
-    assert heard == [("compile", count, 4) for count in (1, 2, 3, 4)]
+    assert heard == [("compile", count, 7) for count in range(1, 8)]
     return made
 
 
@@ -306,7 +307,7 @@ def test_what_is_wired_together_answers_its_prompts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = wiring.start_engine(
-        model, compiled, config, heard(config), new_seed=lambda: 11
+        model, compiled, config, heard(config), known(), lambda: 11
     )
     try:
         with caplog.at_level(logging.INFO, "jaxserver"):
@@ -338,7 +339,7 @@ def test_requests_are_logged_as_configured(
     logging_: bool,
 ) -> None:
     told = dataclasses.replace(config, logging=logging_)
-    engine = wiring.start_engine(model, compiled, told, heard(told))
+    engine = wiring.start_engine(model, compiled, told, heard(told), known())
     with caplog.at_level(logging.INFO, "jaxserver"):
         asked = GenerationRequest(
             prompt=(5,), sampling=SamplingParams(max_new_tokens=1)

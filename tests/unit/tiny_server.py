@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.progress import Progress
+from jaxserver.ports.receipt import Digests
 from jaxserver.server import JAXServer
 from jaxserver.wiring import Model
 from tests import engines
@@ -35,6 +37,10 @@ def tiny_parts(
 ) -> Model:
     """What `load_model` returns, without a file."""
     tiny = engines.model()
+    digests: Future[Digests] = Future()
+    digests.set_result(
+        Digests(weights="aa", settings=None, tokenizer="cc", template=None)
+    )
     progress("load", 1, 1)
     return Model(
         fns=tiny.fns,
@@ -44,6 +50,8 @@ def tiny_parts(
         engine=engines.NARROW,
         mesh=tiny.mesh,
         plan=PLAN,
+        backend="native",
+        digests=digests,
     )
 
 

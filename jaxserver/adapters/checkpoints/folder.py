@@ -44,6 +44,16 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+def files_of(index: Path) -> tuple[str, ...]:
+    """Paths of the files that an index names, in order.
+
+    Raises:
+        BrokenCheckpoint: As `read_weight_map` does.
+    """
+    names = sorted({*read_weight_map(index).values()})
+    return tuple(str(index.parent / name) for name in names)
+
+
 def _is_name(file: str) -> bool:
     """Whether it names one file beside another; half a surrogate pair is no text."""
     if not file.isprintable() or {*file} & {"/", "\\", ":"}:

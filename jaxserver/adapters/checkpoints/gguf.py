@@ -43,6 +43,7 @@ def open_gguf(path: Path) -> Checkpoint:
         layout="gguf",
         config=header.metadata,
         tensors=GGUFTensors(path, _place_tensors(path, header, size)),
+        files=(str(path),),
     )
 
 

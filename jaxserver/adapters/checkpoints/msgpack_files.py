@@ -17,6 +17,7 @@ import numpy as np
 from jaxserver.adapters.checkpoints.folder import (
     CONFIG,
     broken,
+    files_of,
     of_shards,
     place_of,
     read_json,
@@ -68,6 +69,7 @@ def open_msgpack(folder: Path, file: Path | None = None) -> Checkpoint:
         layout="flax",
         config=read_json(folder / CONFIG),
         tensors=MsgpackTensors(places, folder),
+        files=files_of(sharded) if file is None else (str(file),),
     )
 
 

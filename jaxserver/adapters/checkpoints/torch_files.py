@@ -10,6 +10,7 @@ import ml_dtypes
 from jaxserver.adapters.checkpoints.folder import (
     CONFIG,
     broken,
+    files_of,
     of_shards,
     place_of,
     read_json,
@@ -57,6 +58,7 @@ def open_torch(folder: Path) -> Checkpoint:
             else of_shards(folder / INDEX, _load),
             folder,
         ),
+        files=(str(folder / SINGLE_FILE),) if is_single else files_of(folder / INDEX),
     )
 
 

@@ -13,6 +13,7 @@ from jaxserver.adapters.cli.options import EPILOG, command, settled
 from jaxserver.adapters.cli.plan import PlanFlags, plan
 from jaxserver.adapters.cli.program import Program
 from jaxserver.adapters.cli.pull import PullFlags, pull
+from jaxserver.adapters.cli.replay import ReplayFlags, replay
 from jaxserver.adapters.cli.sampling import SamplingFlags
 from jaxserver.adapters.cli.serve import ServeFlags, serve
 
@@ -35,6 +36,7 @@ def build(program: Program) -> typer.Typer:
     ):
         app.command(run.__name__, epilog=EPILOG)(settled(run, program, *groups))
     app.command("pull")(command(pull, program, PullFlags))
+    app.command("replay")(command(replay, program, ReplayFlags))
     return app
 
 

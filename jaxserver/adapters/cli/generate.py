@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +14,9 @@ from jaxserver.adapters.cli.program import Program
 from jaxserver.adapters.cli.sampling import SamplingFlags
 from jaxserver.adapters.cli.setting_options import ANSWER, OUTPUT
 from jaxserver.ports.config import ServerConfig
-from jaxserver.ports.errors import NoChatTemplate
+from jaxserver.ports.errors import InvalidRequest, NoChatTemplate
 from jaxserver.ports.prompt import PromptFormatter, Rendered
+from jaxserver.ports.receipt import Receipt
 from jaxserver.ports.types import (
     FinishReason,
     GenerationRequest,
@@ -57,6 +59,15 @@ class GenerateFlags:
             rich_help_panel=OUTPUT,
         ),
     ] = None
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="<file>",
+            help="Write there, as JSON, what `jaxserver replay` runs the answer "
+            "again from.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
     quiet: Quiet = False
 
 
@@ -83,14 +94,25 @@ def generate(
             prompt=_prompt(model.formatter, text, flags),
             sampling=params,
             streaming=not flags.as_json,
+            receipt=flags.receipt is not None,
         )
         stream = model.generator.generate(request)
         answer = read(stream, show=not flags.as_json)
         write(f"{json.dumps(_as_json(answer, flags))}\n" if flags.as_json else "\n")
     if not quiet:
         typer.echo(answer.summary, err=True)
+    if flags.receipt is not None and answer.last.receipt is not None:
+        _save(flags.receipt, answer.last.receipt)
     if answer.finish_reason is FinishReason.CANCELLED:
         raise typer.Exit(INTERRUPTED)
+
+
+def _save(file: Path, receipt: Receipt) -> None:
+    try:
+        file.write_text(f"{json.dumps(receipt.to_json(), indent=2)}\n", "utf-8")
+    except OSError as error:
+        got = f"{file} ({(error.strerror or str(error)).lower()})"
+        raise InvalidRequest("receipt", got, "a file that can be written") from None
 
 
 def _prompt(formatter: PromptFormatter, text: str, flags: GenerateFlags) -> str:

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxserver.adapters.engine.requests import Logprobs, TokenEvent
+from jaxserver.adapters.engine.receipts import ReceiptWriter
+from jaxserver.adapters.engine.requests import Logprobs, Scores, TokenEvent
 from jaxserver.adapters.engine.stream import Channel, Item
 from jaxserver.core import detokenizer
 from jaxserver.core.detokenizer import TextState
@@ -14,6 +15,7 @@ from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
+    GenerationRequest,
     SamplingParams,
     TokenLogprob,
     Usage,
@@ -27,6 +29,11 @@ class Answer:
     Attributes:
         origin: Who asked.
         is_cancelled: Written by whoever cancels.
+        asked: What is run, nothing left to the server; None before it is known.
+        end_ids: The tokens that end it.
+        receipt: What is to become one, where the request asked.
+        scores: By place, what the prompt's tokens are worth; None when nobody asked, or
+            when the reader has been told.
         arrivals: When tokens came, and how many.
         outcome: How it ended; None while it goes on.
     """
@@ -40,11 +47,15 @@ class Answer:
     deadline: float | None = None
     origin: Origin = UNKNOWN
     is_cancelled: bool = False
+    asked: GenerationRequest | None = None
+    end_ids: frozenset[int] = frozenset()
+    receipt: ReceiptWriter | None = None
     prompt_tokens: int = 0
     prompt_tokens_dropped: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     admitted_seconds: float | None = None
+    scores: dict[int, TokenLogprob] | None = None
     arrivals: list[Arrival] = dataclasses.field(default_factory=list)
     outcome: str | None = None
     text: TextState | None = None
@@ -54,6 +65,8 @@ class Answer:
         if isinstance(event.end, JaxServerError):
             self.outcome = event.end.code
             return event.end
+        if event.scores is not None:
+            self._take_scores(event.scores)
         pieces = [self.tokenizer.token_bytes(token) for token in event.token_ids]
         taken, text, is_stopped = self._read(pieces)
         self.completion_tokens += taken
@@ -65,14 +78,28 @@ class Answer:
             text += "" if is_stopped else self._rest()
         if not taken and end is None:
             return None
-        return Chunk(
+        chunk = Chunk(
             text=text,
             token_ids=event.token_ids[:taken],
             usage=self._usage(),
             logprobs=self._logprobs(event.token_ids, pieces[:taken], event.logprobs),
+            prompt_logprobs=self._prompt_logprobs(),
             finish_reason=end,
             seed=None if end is None else self.seed,
         )
+        if self.receipt is not None:
+            self.receipt.note(chunk)
+        return chunk
+
+    def begin(self, read: tuple[int, ...], end_ids: frozenset[int]) -> bool:
+        """Goes on where its reader is; whether the answer has ended there."""
+        self.completion_tokens = len(read)
+        _, _, is_stopped = self._read([self.tokenizer.token_bytes(t) for t in read])
+        return is_stopped or bool(read and read[-1] in end_ids)
+
+    def has_been_told(self) -> None:
+        """Its reader has all of the text so far."""
+        self.text = TextState(strips_space=False)
 
     def _read(self, pieces: Sequence[bytes]) -> tuple[int, str, bool]:
         """Tokens up to a stop string, their text, and whether there was one."""
@@ -110,8 +137,25 @@ class Answer:
         """One entry for each of the pieces, where the request asked for them."""
         if self.sampling.logprobs is None:
             return None
-        if logprobs is None:
-            return ()
+        return () if logprobs is None else self._entries(token_ids, pieces, logprobs)
+
+    def _take_scores(self, scores: Scores) -> None:
+        if self.scores is not None:
+            pieces = [self.tokenizer.token_bytes(token) for token in scores.token_ids]
+            entries = self._entries(scores.token_ids, pieces, scores.logprobs)
+            self.scores.update(enumerate(entries, scores.start))
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """All of them, once."""
+        if self.scores is None:
+            return None
+        entries = tuple(entry for _, entry in sorted(self.scores.items()))
+        self.scores = None
+        return entries
+
+    def _entries(
+        self, token_ids: Sequence[int], pieces: Sequence[bytes], logprobs: Logprobs
+    ) -> tuple[TokenLogprob, ...]:
         chosen = logprobs.chosen.tolist()
         top_ids, top = logprobs.top_ids.tolist(), logprobs.top.tolist()
         return tuple(

@@ -46,7 +46,10 @@ class CompiledSteps:
             ("init", 0): steps.init,
             ("adopt", 0): steps.adopt,
             **{("prefill", time): build for time, build in steps.prefill.items()},
+            **{("score", time): build for time, build in steps.score.items()},
             **{("decode", rows): build for rows, build in steps.decode.items()},
+            **{("take", size): build for size, build in steps.take.items()},
+            **{("put", size): build for size, build in steps.put.items()},
         }
         self._compiled: dict[tuple[str, int], Compiled] = {}
         self._locks = {key: threading.Lock() for key in self._build}

@@ -1,7 +1,8 @@
 """Turns a plan into a call of an executable, and its outcome into events."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,15 +10,25 @@ import numpy as np
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.orders import Order, Orders
-from jaxserver.adapters.engine.requests import Logprobs, TokenEvent, TokenRequest
+from jaxserver.adapters.engine.requests import (
+    HostArray,
+    KeptPages,
+    Logprobs,
+    Scores,
+    TokenEvent,
+    TokenRequest,
+)
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
+from jaxserver.core.executables import Kind
 from jaxserver.core.page_cache import PageCopy
+from jaxserver.core.processors import wishes_of
 from jaxserver.core.sampling_arrays import sampling_row
 from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan, Seated
 from jaxserver.ports.errors import EngineFailed, JaxServerError
 from jaxserver.ports.model import Params
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.types import FinishReason
 
 _FINISH = {steps.STOP: FinishReason.STOP, steps.LENGTH: FinishReason.LENGTH}
@@ -80,7 +91,14 @@ class Device:
         self._compiled = compiled
         self._params = params
         self._engine = engine
+        self._processors = compiled.steps.processors
         self._state: DecodeState = compiled.get("init", 0)()
+
+    @property
+    def can_take(self) -> bool:
+        """Pages can be taken out, and put in: one process has all of each."""
+        is_alone = jax.process_count() == 1
+        return is_alone and self._compiled.steps.token_axes is not None
 
     def reset(self) -> None:
         """Makes an empty state in place of one that a failed dispatch consumed."""
@@ -121,6 +139,47 @@ class Device:
         self._state, outcome = executable(self._params, self._state, *order.inputs)
         return outcome
 
+    def take(self, pages: Sequence[int], length: int) -> KeptPages:
+        """What pages hold of a row's first tokens, on the host."""
+        run, axes = self._compiled.get("take", 0), self._compiled.steps.token_axes
+        leaves = []
+        for nth, page in enumerate(pages):
+            some = min(length - nth * self._engine.page_size, self._engine.page_size)
+            held = jax.device_get(run(self._state, np.int32(page)))
+            take = functools.partial(np.take, indices=range(some))
+            cut = jax.tree.map(lambda x, at, take=take: take(x, axis=at), held, axes)
+            leaves.append(tuple(jax.tree.leaves(cut)))
+        return KeptPages(length, tuple(leaves))
+
+    def fits(self, kept: KeptPages) -> bool:
+        """Whether it may have been taken from a cache of this model."""
+        if not self.can_take:
+            return True  # nobody will put it anywhere
+        _, shapes = self._compiled.steps.inputs("put", 0)
+        axes = jax.tree.leaves(self._compiled.steps.token_axes)
+        wanted = jax.tree.leaves(shapes)
+        size = self._engine.page_size
+        for nth, leaves in enumerate(kept.leaves):
+            some = min(kept.length - nth * size, size)
+            fit = [
+                x.dtype == y.dtype
+                and x.shape == (*y.shape[:at], some, *y.shape[at + 1 :])
+                for x, y, at in zip(leaves, wanted, axes, strict=False)
+            ]
+            if len(leaves) != len(wanted) or not all(fit):
+                return False
+        return True
+
+    def put(self, pages: Sequence[int], kept: KeptPages) -> None:
+        """Lets pages hold what was taken from others of the same model."""
+        (_, shapes) = self._compiled.steps.inputs("put", 0)
+        wanted, tree = jax.tree.flatten(shapes)
+        run = self._compiled.get("put", 0)
+        for page, leaves in zip(pages, kept.leaves, strict=True):
+            whole = [_padded(x, y.shape) for x, y in zip(leaves, wanted, strict=True)]
+            held = jax.tree.unflatten(tree, whole)
+            self._state = run(self._state, np.int32(page), held)
+
     def prefill(
         self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
     ) -> Dispatch:
@@ -129,8 +188,9 @@ class Device:
             if chunk.seat is not None and chunk.seat.held:
                 found = adoption(chunk, chunk.seat, self._engine)
                 self._give(Order("adopt", 0, (found,)))
-        inputs = prefill_chunk(plan, requests, self._engine)
-        outcome = self._order(Order("prefill", plan.time, (inputs,)))
+        inputs = prefill_chunk(plan, requests, self._engine, self._processors)
+        kind: Kind = "score" if plan.is_scored else "prefill"
+        outcome = self._order(Order(kind, plan.time, (inputs,)))
         return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
 
     def decode(self, plan: DecodePlan, now: float) -> Dispatch:
@@ -138,6 +198,11 @@ class Device:
         block = decode_block(plan, self._engine)
         outcome = self._order(Order("decode", plan.rows, (block,)))
         return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+
+
+def _padded(array: HostArray, shape: tuple[int, ...]) -> HostArray:
+    missing = [(0, size - held) for held, size in zip(array.shape, shape, strict=True)]
+    return np.pad(array, missing)
 
 
 def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption:
@@ -172,7 +237,10 @@ def decode_block(plan: DecodePlan, engine: EngineConfig) -> steps.Block:
 
 
 def prefill_chunk(
-    plan: PrefillPlan, requests: Mapping[int, TokenRequest], engine: EngineConfig
+    plan: PrefillPlan,
+    requests: Mapping[int, TokenRequest],
+    engine: EngineConfig,
+    processors: Processors,
 ) -> steps.PrefillChunk:
     """The host arrays of a prefill, padded in rows and in time."""
     count = engine.prefill_rows
@@ -181,12 +249,16 @@ def prefill_chunk(
     tokens = np.zeros((count, plan.time), np.int32)
     start, length = np.zeros((2, count), np.int32)
     is_last = np.zeros(count, np.bool_)
+    targets = np.zeros_like(tokens) if plan.is_scored else None
     for row, part in enumerate(plan.chunks):
         tokens[row, : part.length] = part.tokens
         pages[row, : len(part.pages)] = part.pages
         slots[row], start[row] = part.slot, part.start
         length[row], is_last[row] = part.length, part.is_last
-    rows = _stack([row_arrays(requests[c.request_id]) for c in plan.chunks], count)
+        if targets is not None and part.targets is not None:
+            targets[row, : len(part.targets)] = part.targets
+    asking = [requests[chunk.request_id] for chunk in plan.chunks]
+    rows = _stack([row_arrays(one, processors) for one in asking], count)
     arrays: dict[str, Any] = dict(
         slots=slots,
         pages=pages,
@@ -194,6 +266,7 @@ def prefill_chunk(
         start=start,
         length=length,
         is_last=is_last,
+        targets=targets,
     )
     return steps.PrefillChunk(**arrays, rows=rows)
 
@@ -204,7 +277,7 @@ def _stack(rows: list[RowArrays], count: int) -> RowArrays:
     return stacked
 
 
-def row_arrays(request: TokenRequest) -> RowArrays:
+def row_arrays(request: TokenRequest, processors: Processors) -> RowArrays:
     """What the device keeps of a request, as host arrays without a row axis."""
     end_ids = np.full(MAX_ALL_END_IDS, -1, np.int32)
     end_ids[: len(request.end_ids)] = sorted(request.end_ids)
@@ -213,25 +286,49 @@ def row_arrays(request: TokenRequest) -> RowArrays:
         limit=np.int32(request.limit),
         end_ids=end_ids,
     )
-    sampling = sampling_row(request.sampling, request.seed)
-    return RowArrays(**arrays, sampling=sampling)
+    sampling = sampling_row(request.sampling, request.seed, request.choice)
+    wishes = wishes_of(processors, request.sampling.logits_processors)
+    return RowArrays(**arrays, sampling=sampling, processors=wishes)
 
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     """Waits for an outcome."""
     outcome = jax.device_get(dispatch.outcome)
+    scores = _scores(outcome, dispatch.plan, requests)
     events = [
-        _row_event(outcome, row, requests[request_id])
+        _row_event(outcome, row, requests[request_id], scores.get(row))
         for row, request_id in dispatch.rows.items()
         if request_id in requests
-        and (outcome.counts[row] or outcome.ends[row] != steps.RUNNING)
+        and (outcome.counts[row] or outcome.ends[row] != steps.RUNNING or row in scores)
     ]
     rows = dispatch.rows.items()
     unsound = frozenset(i for row, i in rows if not outcome.sound[row])
     return Arrival(events, unsound, int(outcome.steps))
 
 
-def _row_event(outcome: Any, row: int, request: TokenRequest) -> TokenEvent:
+def _scores(
+    outcome: Any, plan: Plan, requests: Mapping[int, TokenRequest]
+) -> dict[int, Scores]:
+    """By row, what a prompt's own tokens got."""
+    if not isinstance(plan, PrefillPlan):
+        return {}
+    found = {}
+    for row, part in enumerate(plan.chunks):
+        if part.targets is None or part.request_id not in requests:
+            continue
+        some, top = len(part.targets), requests[part.request_id].sampling.logprobs
+        logprobs = Logprobs(
+            chosen=outcome.scores.logprobs[row, :some],
+            top_ids=outcome.scores.top_ids[row, :some, :top],
+            top=outcome.scores.top_logprobs[row, :some, :top],
+        )
+        found[row] = Scores(part.start + 1, part.targets, logprobs)
+    return found
+
+
+def _row_event(
+    outcome: Any, row: int, request: TokenRequest, scores: Scores | None
+) -> TokenEvent:
     count = int(outcome.counts[row])
     end: FinishReason | JaxServerError | None = _FINISH.get(int(outcome.ends[row]))
     if outcome.ends[row] == steps.UNSOUND:
@@ -248,4 +345,5 @@ def _row_event(outcome: Any, row: int, request: TokenRequest) -> TokenEvent:
         token_ids=tuple(outcome.tokens[row, :count].tolist()),
         logprobs=logprobs,
         end=end,
+        scores=scores,
     )

@@ -7,37 +7,34 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from concurrent.futures import Future
+from typing import TypeAlias
 
+from jaxserver.adapters.engine.commands import (
+    Bring,
+    Cancel,
+    Command,
+    Look,
+    Stop,
+    Submit,
+)
 from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
-from jaxserver.adapters.engine.requests import TokenEvent, TokenRequest
+from jaxserver.adapters.engine.requests import (
+    NO_PAGES,
+    KeptPages,
+    TokenEvent,
+    TokenRequest,
+)
 from jaxserver.core import scheduler
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.prefix_tree import Tokens
 from jaxserver.core.schedule import DecodePlan, Outcome, Plan, QueuedRequest
+from jaxserver.core.seating import found, given
 from jaxserver.ports.errors import DeadlineExceeded, EngineFailed, JaxServerError
 from jaxserver.ports.types import FinishReason
 
 LOGGER = logging.getLogger("jaxserver")
 OnEvents: TypeAlias = Callable[[Sequence[TokenEvent]], None]
-
-
-class Submit(NamedTuple):
-    request: TokenRequest
-
-
-class Cancel(NamedTuple):
-    """A request is not wanted any more.
-
-    Attributes:
-        kept: How many tokens of its answer count; None for all there are.
-    """
-
-    request_id: int
-    kept: int | None
-
-
-class Stop(NamedTuple):
-    pass
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +63,7 @@ class EngineLoop:
         engine: EngineConfig,
         on_events: OnEvents,
         clock: Callable[[], float],
+        watchdog_seconds: float,
     ) -> None:
         """Prepares the thread; `start` lets it run.
 
@@ -74,13 +72,16 @@ class EngineLoop:
             engine: The sizes.
             on_events: Called on the thread once a dispatch; must not block.
             clock: Seconds from any origin.
+            watchdog_seconds: The longest that a turn may take.
         """
         self.stats = LoopStats()
         self._device = device
         self._engine = engine
         self._on_events = on_events
         self._clock = clock
-        self._commands: queue.SimpleQueue[Submit | Cancel | Stop] = queue.SimpleQueue()
+        self._watchdog_seconds = watchdog_seconds
+        self._turn_began: float | None = None
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._requests: dict[int, TokenRequest] = {}
         self._num_sent: dict[int, int] = {}
         self._state = scheduler.empty(engine)
@@ -98,7 +99,17 @@ class EngineLoop:
         self._thread.start()
 
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_closed
+        is_running = self.is_running() and not self._is_closed
+        return is_running and not self.is_hanging()
+
+    def is_running(self) -> bool:
+        """Is its thread there, whatever it does."""
+        return self._thread.is_alive()
+
+    def is_hanging(self) -> bool:
+        """Has its present turn, a dispatch or a reading, taken too long."""
+        began = self._turn_began
+        return began is not None and self._clock() - began > self._watchdog_seconds
 
     def submit(self, request: TokenRequest) -> None:
         """Queues the request, which fails at once where the thread has ended."""
@@ -119,10 +130,38 @@ class EngineLoop:
         """
         self._commands.put(Cancel(request_id, kept))
 
+    def look(self, tokens: Tokens) -> KeptPages:
+        """Waits for what the cache holds of a beginning of some tokens.
+
+        Raises:
+            EngineFailed: The thread has ended.
+        """
+        if not self._device.can_take or not self._engine.shares_prefixes:
+            return NO_PAGES
+        reply: Future[KeptPages] = Future()
+        with self._submitting:
+            if self._is_closed:
+                raise EngineFailed("the engine does not run any more")
+            self._commands.put(Look(tokens, reply))
+        try:
+            return reply.result(self._watchdog_seconds)
+        except TimeoutError:
+            raise EngineFailed("the engine does not answer") from None
+
+    def fits(self, kept: KeptPages) -> bool:
+        """Whether pages of this engine's cache can hold it."""
+        num_pages = self._engine.pages_for(kept.length)
+        return len(kept.leaves) == num_pages and self._device.fits(kept)
+
+    def bring(self, tokens: Tokens, kept: KeptPages) -> None:
+        """Lets requests that come later find what another engine's cache held."""
+        if self._device.can_take:
+            self._commands.put(Bring(tokens, kept))
+
     def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Ends the thread; requests that are still open fail."""
+        """Ends the thread, unless it hangs; requests that are still open fail."""
         self._commands.put(Stop())
-        if self._thread.is_alive():
+        if self.is_running() and not self.is_hanging():
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
@@ -137,6 +176,7 @@ class EngineLoop:
         finally:
             with self._submitting:
                 self._is_closed = True
+            self._turn_began = None
             self._fail(list(self._requests), lambda: EngineFailed(reason))
             self._refuse_commands(reason)
 
@@ -163,37 +203,76 @@ class EngineLoop:
 
         Other processes hear from this one even when nothing comes.
         """
-        orders = self._device.orders
-        try:
-            command = self._commands.get(block=wait, timeout=orders.idle_seconds)
-        except queue.Empty:
-            if wait:
-                orders.say_nothing()
-        else:
+        command = self._next_command(wait=wait)
+        if command is not None:
             self._apply(command)
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._apply(self._commands.get_nowait())
+        elif wait:
+            self._device.orders.say_nothing()
         self._count()
 
-    def _apply(self, command: Submit | Cancel | Stop) -> None:
-        if isinstance(command, Stop):
-            self._is_stopped = True
-        elif isinstance(command, Cancel):
-            self._cancel(command)
-        else:
-            request = command.request
-            self._requests[request.request_id] = request
-            queued = QueuedRequest(
-                request_id=request.request_id,
-                tokens=request.prompt,
-                limit=request.limit,
-                streaming=request.streaming,
-                priority=request.priority,
-                queued_seconds=self._clock(),
-                deadline=request.deadline,
-            )
-            self._state = scheduler.submit(self._state, queued)
+    def _next_command(self, *, wait: bool) -> Command | None:
+        """The oldest command; a turn ends here, and the next one begins."""
+        self._turn_began = None
+        try:
+            timeout = self._device.orders.idle_seconds
+            return self._commands.get(block=wait, timeout=timeout)
+        except queue.Empty:
+            return None
+        finally:
+            self._turn_began = self._clock()
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Stop():
+                self._is_stopped = True
+            case Cancel():
+                self._cancel(command)
+            case Look():
+                self._look(command)
+            case Bring():
+                self._bring(command)
+            case Submit():
+                self._submit(command.request)
+
+    def _submit(self, request: TokenRequest) -> None:
+        self._requests[request.request_id] = request
+        # Where a token's bits depend on how it was run, all of them are run again.
+        known = request.drawn if self._engine.chunk is None else ()
+        if known:  # it may share pages with whom it comes from
+            *_, self._state = found(self._state, self._engine, ())
+        self._num_sent[request.request_id] = len(request.drawn)
+        queued = QueuedRequest(
+            request_id=request.request_id,
+            tokens=request.prompt + known,
+            limit=request.limit,
+            streaming=request.streaming,
+            priority=request.priority,
+            queued_seconds=self._clock(),
+            deadline=request.deadline,
+            num_drawn=len(known),
+            scored=request.scored,
+        )
+        self._state = scheduler.submit(self._state, queued)
+
+    def _look(self, command: Look) -> None:
+        pages, length, self._state = found(self._state, self._engine, command.tokens)
+        try:
+            command.reply.set_result(self._device.take(pages, length))
+        except Exception as error:  # whoever asked has to hear of it
+            command.reply.set_exception(error)
+
+    def _bring(self, command: Bring) -> None:
+        tokens = command.tokens[: command.kept.length]
+        room = given(self._state, self._engine, tokens)
+        if room is not None:
+            pages, self._state = room
+            try:
+                self._device.put(pages, command.kept)
+            except Exception as error:  # whatever a dispatch raises
+                self._recover(error, ())
 
     def _cancel(self, command: Cancel) -> None:
         request_id, kept = command
@@ -282,6 +361,8 @@ class EngineLoop:
             command = self._commands.get()
             if isinstance(command, Submit):
                 self._report_failure(command.request.request_id, reason)
+            elif isinstance(command, Look):
+                command.reply.set_exception(EngineFailed(reason))
 
     def _report_failure(self, request_id: int, reason: str) -> None:
         self._on_events([TokenEvent(request_id=request_id, end=EngineFailed(reason))])

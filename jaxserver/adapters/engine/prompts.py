@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxserver.adapters.engine.requests import Lengths
+from jaxserver.adapters.engine.requests import Limits
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidRequest, PromptTooLong
 from jaxserver.ports.prompt import Rendered
@@ -21,21 +21,27 @@ def read_prompt(
     request: GenerationRequest,
     tokenizer: Tokenizer,
     config: ServerConfig,
-    lengths: Lengths,
+    limits: Limits,
 ) -> Prompt:
     """Tokenises, checks, and cuts where the request allows it.
 
     Raises:
-        InvalidRequest: There is no token, or an id outside the vocabulary.
+        InvalidRequest: There is no token, an id outside the vocabulary, or something
+            asked for that this model has not got.
         PromptTooLong: The prompt leaves no room for an answer.
     """
     _check_vocabulary(request, tokenizer.vocab_size)
+    _check_processors(request, limits)
+    if request.score_prompt and not limits.can_score:
+        allowed = "false for this model, whose bits depend on how a token was run"
+        raise InvalidRequest("score_prompt", "True", allowed)
     ids = _tokenise(request, tokenizer)
     if not ids:
         raise InvalidRequest("prompt", "no token", "at least one token")
-    room = lengths.max_input or lengths.max_len - 1
+    least = 0 if request.sampling.max_new_tokens == 0 else 1
+    room = limits.max_input or limits.max_len - least
     if request.truncate:
-        left = lengths.max_input or lengths.max_len - config.max_stream_tokens
+        left = limits.max_input or limits.max_len - config.max_stream_tokens
         return _cut(ids, request, tokenizer, max(1, left))
     if len(ids) > room:
         raise PromptTooLong(len(ids), room)
@@ -54,6 +60,24 @@ def _check_vocabulary(request: GenerationRequest, vocab_size: int) -> None:
             if not 0 <= token < vocab_size:
                 allowed = f"token ids from 0 to {vocab_size - 1}"
                 raise InvalidRequest(field, str(token), allowed)
+
+
+def _check_processors(request: GenerationRequest, limits: Limits) -> None:
+    field = "logits_processors"
+    for name, params in request.sampling.logits_processors.items():
+        if name not in limits.processors:
+            known = ", ".join(sorted(limits.processors)) or "none: there are none"
+            raise InvalidRequest(field, name, known)
+        defaults = limits.processors[name].params
+        for key, value in params.items():
+            if key not in defaults:
+                known = ", ".join(sorted(defaults)) or "no parameter"
+                raise InvalidRequest(field, f"{name}: {key}", known)
+            if type(value) is not type(defaults[key]) and not (
+                isinstance(defaults[key], float) and type(value) is int
+            ):
+                kind = type(defaults[key]).__name__
+                raise InvalidRequest(field, f"{name}: {key}: {value!r}", f"a {kind}")
 
 
 def _tokenise(request: GenerationRequest, tokenizer: Tokenizer) -> tuple[int, ...]:

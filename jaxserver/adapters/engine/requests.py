@@ -1,37 +1,52 @@
 """What the engine's thread is given and what it gives back: token ids only."""
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
+from jaxserver.core.config import EngineConfig
 from jaxserver.ports.errors import JaxServerError
 from jaxserver.ports.model import ModelFns
+from jaxserver.ports.processors import Processors
 from jaxserver.ports.types import FinishReason, SamplingParams
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class Lengths(NamedTuple):
-    """How long prompts and answers may be.
+class Limits(NamedTuple):
+    """What a request may ask for.
 
     Attributes:
         max_len: Of what the decoder holds, its prompt and the answer.
         max_input: Of what an encoder reads; None where there is none, and the prompt is
             the decoder's.
         decoder_prompt: Of what the decoder reads first where there is an encoder.
+        can_score: A prompt's own tokens can have log-probabilities.
+        processors: The logits processors that can be named.
     """
 
     max_len: int
     max_input: int | None = None
     decoder_prompt: int = 0
+    can_score: bool = True
+    processors: Processors = MappingProxyType({})
 
     @classmethod
-    def of(cls, fns: ModelFns) -> Self:
+    def of(cls, fns: ModelFns, engine: EngineConfig) -> Self:
         """What a model's functions allow."""
+        can_score = engine.score_length is not None
         if fns.encode is None:
-            return cls(fns.max_len)
-        return cls(fns.max_len, fns.encoder_lengths[-1], len(fns.decoder_prompt))
+            alone = cls(fns.max_len, can_score=can_score)
+            return alone._replace(processors=dict(fns.processors))
+        return cls(
+            fns.max_len,
+            fns.encoder_lengths[-1],
+            len(fns.decoder_prompt),
+            can_score=False,
+            processors=dict(fns.processors),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +61,9 @@ class TokenRequest:
         limit: Most tokens of prompt and answer together.
         end_ids: Tokens that end the answer.
         streaming: Somebody reads along.
+        scored: The log-probabilities of the prompt's tokens are wanted.
+        choice: Which of several answers to the prompt this is.
+        drawn: The beginning of the answer, which its reader has already.
         priority: Lower is sooner.
         deadline: By the engine's clock, when nobody wants the answer any more.
     """
@@ -58,6 +76,9 @@ class TokenRequest:
     limit: int
     end_ids: frozenset[int]
     streaming: bool
+    scored: bool = False
+    choice: int = 0
+    drawn: tuple[int, ...] = ()
     priority: int = 0
     deadline: float | None = None
 
@@ -79,11 +100,35 @@ class Logprobs:
         )
 
 
+class KeptPages(NamedTuple):
+    """What some pages of the cache hold of a row.
+
+    Attributes:
+        length: How many of the row's tokens.
+        leaves: By page, the arrays of the cache; the last page's may be cut short.
+    """
+
+    length: int
+    leaves: tuple[tuple[HostArray, ...], ...]
+
+
+NO_PAGES = KeptPages(0, ())
+
+
+class Scores(NamedTuple):
+    """What some tokens of a prompt, from the one at `start` on, are worth."""
+
+    start: int
+    token_ids: tuple[int, ...]
+    logprobs: Logprobs
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
     """What one dispatch brought one request.
 
     Attributes:
+        scores: Of the prompt, where they were asked for; they may come again.
         end: Why it is finished, or with what it failed; None while it goes on.
         admitted: It has got a slot, and so many tokens of its prompt were there.
     """
@@ -93,6 +138,7 @@ class TokenEvent:
     logprobs: Logprobs | None = None
     end: FinishReason | JaxServerError | None = None
     admitted: int | None = None
+    scores: Scores | None = None
 
     def without(self, count: int) -> "TokenEvent":
         """All but its first tokens."""

@@ -3,12 +3,15 @@
 import asyncio
 import collections
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import NamedTuple, Self, TypeAlias
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self, TypeAlias
 
 from jaxserver.ports.errors import JaxServerError
-from jaxserver.ports.types import Chunk
+from jaxserver.ports.generator import SavableStream
+from jaxserver.ports.types import Chunk, GenerationRequest
 
 Item: TypeAlias = Chunk | JaxServerError
 
@@ -71,12 +74,37 @@ def _resolve(futures: list["asyncio.Future[None]"]) -> None:
             future.set_result(None)
 
 
-class EngineStream:
-    """Implements the `Stream` port; dropped without being read, it cancels."""
+class Begun(NamedTuple):
+    """A request, and how far its reader is.
 
-    def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
+    Attributes:
+        read: The beginning of the answer.
+        is_told: Its reader has all of the text, what would be held back included.
+    """
+
+    request: GenerationRequest
+    read: tuple[int, ...] = ()
+    is_told: bool = False
+
+
+class GoingOn(Protocol):
+    """What knows how an answer goes on, when its reader has some tokens of it."""
+
+    def save(self, path: Path, read: tuple[int, ...], is_finished: bool) -> None: ...
+
+    def fork(self, read: tuple[int, ...], count: int) -> "list[SavableStream]": ...
+
+
+class EngineStream:
+    """Implements the `SavableStream` port; dropped without being read, it cancels."""
+
+    def __init__(
+        self, channel: Channel, cancel: Callable[[], None], going_on: "GoingOn"
+    ) -> None:
         self._channel = channel
         self._cancel = cancel
+        self._going_on = going_on
+        self._read: list[int] = []
         self._is_finished = False
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -100,7 +128,14 @@ class EngineStream:
             self._is_finished = True
             raise item
         self._is_finished = item.finish_reason is not None
+        self._read += item.token_ids
         return item
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        self._going_on.save(Path(path), tuple(self._read), self._is_finished)
+
+    def fork(self, count: int) -> "list[SavableStream]":
+        return self._going_on.fork(tuple(self._read), count)
 
     def __enter__(self) -> Self:
         return self

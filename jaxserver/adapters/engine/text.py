@@ -13,14 +13,24 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from jaxserver.adapters.engine.answer import Answer
+from jaxserver.adapters.engine.going_on import Keeper
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.pace import Pace
 from jaxserver.adapters.engine.prompts import read_prompt
-from jaxserver.adapters.engine.requests import Lengths, TokenEvent, TokenRequest
-from jaxserver.adapters.engine.stream import Channel, EngineStream, Item, Waiter, wake
+from jaxserver.adapters.engine.receipts import ReceiptWriter, has_receipt
+from jaxserver.adapters.engine.requests import Limits, TokenEvent, TokenRequest
+from jaxserver.adapters.engine.stream import (
+    Begun,
+    Channel,
+    EngineStream,
+    Item,
+    Waiter,
+    wake,
+)
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import (
     EngineFailed,
@@ -28,12 +38,15 @@ from jaxserver.ports.errors import (
     NotReady,
     ServerFull,
 )
+from jaxserver.ports.receipt import Identity, request_again
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tokenizer import Tokenizer
 from jaxserver.ports.types import FinishReason, GenerationRequest, SamplingParams
 
 LOGGER = logging.getLogger("jaxserver")
 STOP_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+"""How often the engine's thread is looked after while it brings nothing."""
 
 
 class Shell(NamedTuple):
@@ -42,11 +55,13 @@ class Shell(NamedTuple):
     Attributes:
         clock: Seconds from any origin.
         new_seed: A number from 0 to 2**64 - 1 that nobody can guess.
+        identity: What answers depend on; it may take a while to be known.
     """
 
     telemetry: Telemetry
     clock: Callable[[], float]
     new_seed: Callable[[], int]
+    identity: Future[Identity]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +81,14 @@ class TextEngine:
         tokenizer: Tokenizer,
         config: ServerConfig,
         slots: int,
-        lengths: Lengths,
+        limits: Limits,
         shell: Shell,
     ) -> None:
         self.stats = TextStats()
         self._tokenizer = tokenizer
         self._config = config
         self._max_open = slots + config.max_queue
-        self._lengths = lengths
+        self._limits = limits
         self._shell = shell
         self._loop: EngineLoop | None = None
         self._pace = Pace()
@@ -114,6 +129,11 @@ class TextEngine:
 
     def generate(self, request: GenerationRequest) -> EngineStream:
         """Queues a request and returns at once; see `ports.generator`."""
+        return self.go_on(Begun(request))
+
+    def go_on(self, begun: Begun) -> EngineStream:
+        """As `generate`, for an answer whose beginning its reader has."""
+        request = begun.request
         channel = Channel()
         request_id = next(self._ids)
         seed, seconds = request.sampling.seed, request.deadline_seconds
@@ -127,25 +147,33 @@ class TextEngine:
             queued_seconds=now,
             deadline=None if seconds is None else now + seconds,
             origin=request.origin,
+            scores={} if request.score_prompt else None,
         )
         if threading.get_ident() == self._encoding_thread:
             raise EngineFailed("what a prompt keeps when it is cut asks for an answer")
         with self._lock:
             if self._is_draining:
-                raise NotReady("the server is shutting down", self._retry_seconds())
+                raise NotReady("the server is draining", self._retry_seconds())
             if not self.is_alive():
                 raise EngineFailed("the engine does not run any more")
             if len(self._answers) >= self._max_open:
                 open_now = f"{self._max_open} requests are being served or waiting"
                 raise ServerFull(open_now, self._retry_seconds())
             self._answers[request_id] = answer
-            self._encoder.submit(self._encode, request, answer)
-        return EngineStream(channel, functools.partial(self._cancel, answer))
+            submitted = self._encoder.submit(self._encode, begun, answer)
+        cancel = functools.partial(self._cancel, answer)
+        return EngineStream(channel, cancel, Keeper(self, answer, begun, submitted))
 
-    def close(self, timeout_seconds: float) -> None:
+    @property
+    def identity(self) -> Identity:
+        """What answers depend on; waits until that is known."""
+        return self._shell.identity.result()
+
+    def close(self, timeout_seconds: float) -> bool:
         """Takes no more requests, lets those there are finish, ends the threads.
 
-        Requests that are not finished in time fail with `EngineFailed`.
+        Requests that are not finished in time fail with `EngineFailed`. Returns whether
+        the engine's thread has ended; where a step hangs, nothing can end it.
         """
         atexit.unregister(self.close)
         with self._lock:
@@ -158,16 +186,17 @@ class TextEngine:
                 self._report(answer, EngineFailed("the engine was stopped"))
         self._events.put(None)
         self._decoder.join(STOP_SECONDS)
+        return not self.loop.is_running()
 
     def _cancel(self, answer: Answer) -> None:
         answer.is_cancelled = True
         self.loop.cancel(answer.request_id)
 
-    def _encode(self, request: GenerationRequest, answer: Answer) -> None:
+    def _encode(self, begun: Begun, answer: Answer) -> None:
         """Runs in the worker thread; what goes wrong is the request's answer."""
         self._encoding_thread = threading.get_ident()
         try:
-            self._submit(request, answer)
+            self._submit(begun, answer)
         except JaxServerError as error:
             self._report(answer, error)
         except Exception as error:  # the reader must hear of it
@@ -175,18 +204,35 @@ class TextEngine:
             reason = f"the prompt could not be tokenised: {type(error).__name__}"
             self._report(answer, EngineFailed(reason))
 
-    def _submit(self, request: GenerationRequest, answer: Answer) -> None:
+    def _submit(self, begun: Begun, answer: Answer) -> None:
+        request, read, is_told = begun
         if answer.is_cancelled:
             self._report(answer, FinishReason.CANCELLED)
             return
-        prompt = read_prompt(request, self._tokenizer, self._config, self._lengths)
+        prompt = read_prompt(request, self._tokenizer, self._config, self._limits)
         self._check_queue(len(prompt.ids))
         answer.prompt_tokens = len(prompt.ids)
         answer.prompt_tokens_dropped = prompt.dropped
         sampling = self._complete(request.sampling)
-        wanted = sampling.max_new_tokens or self._config.max_new_tokens
-        held = self._lengths.decoder_prompt or len(prompt.ids)
+        wanted = sampling.max_new_tokens
+        if wanted is None:
+            wanted = self._config.max_new_tokens
+        held = self._limits.decoder_prompt or len(prompt.ids)
         eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
+        end_ids = eos | frozenset(sampling.stop_token_ids)
+        run = dataclasses.replace(sampling, seed=answer.seed, max_new_tokens=wanted)
+        answer.end_ids = end_ids
+        answer.asked = request_again(
+            prompt.ids, run, choice=request.choice, score_prompt=request.score_prompt
+        )
+        if request.receipt:
+            answer.receipt = ReceiptWriter(answer.asked, end_ids)
+        is_over = answer.begin(read, end_ids)
+        if is_over or is_told:
+            answer.has_been_told()
+        if is_over:
+            self._report(answer, FinishReason.STOP)
+            return
         self.loop.submit(
             TokenRequest(
                 request_id=answer.request_id,
@@ -194,9 +240,12 @@ class TextEngine:
                 held=held,
                 sampling=sampling,
                 seed=answer.seed,
-                limit=min(held + wanted, self._lengths.max_len),
-                end_ids=eos | frozenset(sampling.stop_token_ids),
+                limit=min(held + max(wanted, len(read)), self._limits.max_len),
+                end_ids=end_ids,
                 streaming=request.streaming,
+                scored=request.score_prompt,
+                choice=request.choice,
+                drawn=read,
                 priority=request.priority,
                 deadline=answer.deadline,
             )
@@ -231,8 +280,30 @@ class TextEngine:
         self._events.put([TokenEvent(request_id=answer.request_id, end=end)])
 
     def _decode(self) -> None:
-        while (events := self._events.get()) is not None:
-            wake([w for event in events if (w := self._follow(event)) is not None])
+        """Runs in a thread until it is told to end, or a step does not."""
+        while not self.loop.is_hanging():
+            try:
+                events = self._events.get(timeout=WATCH_SECONDS)
+            except queue.Empty:
+                continue
+            if events is None:
+                return
+            self._deliver(events)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """No request has come since the engine hangs, and none waits for it longer."""
+        reason = f"a step has taken longer than {self._config.watchdog_seconds:g} s"
+        LOGGER.error("the engine hangs: %s", reason)
+        self.loop.stop()
+        with self._lock:
+            open_now = tuple(self._answers)
+        self._deliver(
+            [TokenEvent(request_id=i, end=EngineFailed(reason)) for i in open_now]
+        )
+
+    def _deliver(self, events: Sequence[TokenEvent]) -> None:
+        wake([w for event in events if (w := self._follow(event)) is not None])
 
     def _follow(self, event: TokenEvent) -> Waiter | None:
         """Gives one answer what one dispatch brought it."""
@@ -250,7 +321,20 @@ class TextEngine:
             if event.end is None:
                 self.loop.cancel(event.request_id, answer.completion_tokens)
             self._finish(answer, now)
-        return None if item is None else answer.channel.put(item)
+        return None if item is None else self._give(answer, item)
+
+    def _give(self, answer: Answer, item: Item) -> Waiter | None:
+        """Hands an item on; one with a receipt when that is known which it needs."""
+        channel, receipt = answer.channel, answer.receipt
+        if receipt is None or not has_receipt(item):
+            return channel.put(item)
+
+        def give(identity: Future[Identity]) -> None:
+            waiter = channel.put(receipt.written(item, identity))
+            wake([] if waiter is None else [waiter])
+
+        self._shell.identity.add_done_callback(give)
+        return None
 
     def _take_in(self, answer: Answer, event: TokenEvent, now: float) -> Item | None:
         """What cannot be written down fails alone; the thread serves all the others."""

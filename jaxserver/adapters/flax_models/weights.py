@@ -1,8 +1,9 @@
 """The tensors of a checkpoint, as the parameters of a Flax class."""
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,6 +38,29 @@ def plain_params(params: Any) -> Any:
         if params.keys() == {"params"}:
             return params["params"]
     return params
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 of every leaf's path, type, shape and bytes, in the order of the paths.
+
+    Args:
+        params: Nested mappings, as `plain_params` gives them.
+    """
+    made = hashlib.sha256()
+    for path, leaf in sorted(_leaves(params), key=lambda item: item[0]):
+        values = np.ascontiguousarray(leaf)
+        shape = "x".join(map(str, np.shape(leaf)))
+        made.update(f"{'/'.join(path)} {values.dtype.name} {shape}\n".encode())
+        made.update(values.reshape(-1).view(np.uint8).data)
+    return made.hexdigest()
+
+
+def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for key, below in tree.items():
+        yield from _leaves(below, (*path, str(key)))
 
 
 def flax_weights(checkpoint: Checkpoint, model: Any) -> Checkpoint:

@@ -84,7 +84,11 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
         truncate_prompts=truncate_prompts,
     )
     openai = OpenAIRoutes(
-        generator=generator, formatter=formatter, status=status, read=read
+        generator=generator,
+        formatter=formatter,
+        tokenizer=tokenizer,
+        status=status,
+        read=read,
     )
     app.include_router(original.router())
     app.include_router(openai.router())

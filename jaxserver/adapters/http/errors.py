@@ -20,7 +20,7 @@ from jaxserver.ports.errors import (
 )
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
-_OPENAI_FIELDS = {"max_new_tokens": "max_tokens"}
+_OPENAI_FIELDS = {"max_new_tokens": "max_tokens", "score_prompt": "echo"}
 _OPENAI_CODES = {PromptTooLong.code: "context_length_exceeded"}
 
 

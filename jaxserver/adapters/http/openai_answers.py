@@ -1,6 +1,6 @@
-"""The answers of OpenAI's routes, in that API's exact form and `seed` besides."""
+"""The answers of OpenAI's routes, in that API's form; `seed` and `receipt` besides."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -54,7 +54,7 @@ class Answer(pydantic.BaseModel):
     id: str
     created: int
     model: str
-    system_fingerprint: None
+    system_fingerprint: str | None
 
 
 class ChatCompletion(Answer):
@@ -62,6 +62,7 @@ class ChatCompletion(Answer):
     choices: list[ChatChoice]
     usage: TokenUsage
     seed: int | None
+    receipt: dict[str, Any] | None = None
 
 
 class Delta(pydantic.BaseModel):
@@ -77,18 +78,21 @@ class ChunkChoice(pydantic.BaseModel):
 
 
 class ChatCompletionChunk(Answer):
-    """An event; `usage` is there if it was asked for, `seed` at the end."""
+    """An event; `usage` and `receipt` are there if asked for, `seed` at the end."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChunkChoice]
     usage: TokenUsage | None = None
     seed: int | None = None
+    receipt: dict[str, Any] | None = None
 
 
 class TextLogprobs(pydantic.BaseModel):
+    """An entry for every token; null where nothing stands before one."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -106,6 +110,7 @@ class Completion(Answer):
     choices: list[TextChoice]
     usage: TokenUsage | None = None
     seed: int | None = None
+    receipt: dict[str, Any] | None = None
 
 
 class ServedModel(pydantic.BaseModel):

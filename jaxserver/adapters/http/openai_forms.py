@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, NamedTuple
 
-from jaxserver.adapters.http.answer import Chunks, FinishedAnswer
+from jaxserver.adapters.http.answer import FinishedAnswer, Interleaved, receipt_field
 from jaxserver.adapters.http.openai_answers import (
     AssistantMessage,
     ChatChoice,
@@ -17,6 +17,7 @@ from jaxserver.adapters.http.openai_answers import (
     FinishText,
     PromptTokens,
     TextChoice,
+    TextLogprobs,
     TokenUsage,
 )
 from jaxserver.adapters.http.openai_logprobs import TextLogprobsWriter, chat_logprobs
@@ -29,12 +30,14 @@ class Head:
 
     Attributes:
         created: Seconds since 1970.
+        fingerprint: Short for all that answers depend on besides their requests.
         include_usage: An event with the counts of tokens is wanted at the end.
     """
 
     id: str
     created: int
     model: str
+    fingerprint: str | None = None
     include_usage: bool = False
 
     def fields(self) -> dict[str, Any]:
@@ -42,69 +45,110 @@ class Head:
             "id": self.id,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
         }
 
 
-def chat_completion(head: Head, answer: FinishedAnswer) -> ChatCompletion:
-    choice = ChatChoice(
-        index=0,
-        message=AssistantMessage(role="assistant", content=answer.text, refusal=None),
-        logprobs=chat_logprobs(answer.logprobs),
-        finish_reason=_finish_text(answer.finish_reason),
-    )
+class Echo(NamedTuple):
+    """A prompt that is written before its answer.
+
+    Attributes:
+        first: What its first token adds to the text.
+    """
+
+    text: str
+    first: bytes
+
+
+def chat_completion(head: Head, answers: Sequence[FinishedAnswer]) -> ChatCompletion:
+    choices = [
+        ChatChoice(
+            index=index,
+            message=AssistantMessage(
+                role="assistant", content=answer.text, refusal=None
+            ),
+            logprobs=chat_logprobs(answer.logprobs),
+            finish_reason=_finish_text(answer.finish_reason),
+        )
+        for index, answer in enumerate(answers)
+    ]
     return ChatCompletion(
         **head.fields(),
         object="chat.completion",
-        choices=[choice],
-        usage=_usage(answer.usage),
-        seed=answer.seed,
+        choices=choices,
+        usage=_usage([answer.usage for answer in answers]),
+        seed=answers[0].seed,
+        **receipt_field(answers[0].receipt),
     )
 
 
-def text_completion(head: Head, answer: FinishedAnswer) -> Completion:
-    choice = TextChoice(
-        index=0,
-        text=answer.text,
-        logprobs=TextLogprobsWriter().write(answer.logprobs),
-        finish_reason=_finish_text(answer.finish_reason),
-    )
+def text_completion(
+    head: Head, answers: Sequence[FinishedAnswer], echo: Echo | None
+) -> Completion:
+    choices = [
+        TextChoice(
+            index=index,
+            text=(echo.text if echo else "") + answer.text,
+            logprobs=_text_logprobs(TextLogprobsWriter(), answer, echo),
+            finish_reason=_finish_text(answer.finish_reason),
+        )
+        for index, answer in enumerate(answers)
+    ]
     return Completion(
         **head.fields(),
         object="text_completion",
-        choices=[choice],
-        usage=_usage(answer.usage),
-        seed=answer.seed,
+        choices=choices,
+        usage=_usage([answer.usage for answer in answers]),
+        seed=answers[0].seed,
+        **receipt_field(answers[0].receipt),
     )
 
 
-async def chat_events(head: Head, chunks: Chunks) -> AsyncGenerator[str, None]:
-    """The role, the pieces, the finish reason and, where wanted, the usage."""
-    is_first = True
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            if is_first:
-                yield _chat_event(head, Delta(role="assistant", content=""))
-                is_first = False
-            if chunk.text or chunk.logprobs:
-                yield _chat_event(head, Delta(content=chunk.text), chunk)
-            if chunk.finish_reason is not None:
-                yield _chat_end(head, chunk)
-                if head.include_usage:
-                    yield _event(head, _CHAT, [], usage=_usage(chunk.usage))
+def _text_logprobs(
+    writer: TextLogprobsWriter, piece: FinishedAnswer | Chunk, echo: Echo | None
+) -> TextLogprobs | None:
+    """Those of a piece, after the prompt's where that goes before it."""
+    if echo is None or piece.logprobs is None:
+        return writer.write(piece.logprobs)
+    both = (*(piece.prompt_logprobs or ()), *piece.logprobs)
+    return writer.write(both, echo.first)
 
 
-async def text_events(head: Head, chunks: Chunks) -> AsyncGenerator[str, None]:
-    """The pieces, the finish reason and, where wanted, the usage."""
-    logprobs = TextLogprobsWriter()
+async def chat_events(head: Head, chunks: Interleaved) -> AsyncGenerator[str, None]:
+    """Roles, pieces, finish reasons and, where wanted, the usage."""
+    begun: set[int] = set()
+    usages: dict[int, Usage] = {}
     async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
+        async for index, chunk in chunks:
+            if index not in begun:
+                yield _chat_event(head, index, Delta(role="assistant", content=""))
+                begun.add(index)
             if chunk.text or chunk.logprobs:
-                yield _text_event(head, chunk, logprobs)
+                yield _chat_event(head, index, Delta(content=chunk.text), chunk)
             if chunk.finish_reason is not None:
-                yield _text_end(head, chunk)
-                if head.include_usage:
-                    yield _event(head, _TEXT, [], usage=_usage(chunk.usage))
+                usages[index] = chunk.usage
+                yield _chat_end(head, index, chunk)
+    if head.include_usage:
+        yield _event(head, _CHAT, [], usage=_usage([usages[i] for i in sorted(usages)]))
+
+
+async def text_events(
+    head: Head, chunks: Interleaved, echo: Echo | None
+) -> AsyncGenerator[str, None]:
+    """Pieces, the prompt before each first one where wanted, ends and usage."""
+    logprobs: dict[int, TextLogprobsWriter] = {}
+    usages: dict[int, Usage] = {}
+    async with contextlib.aclosing(chunks):
+        async for index, chunk in chunks:
+            before = None if index in logprobs else echo
+            writer = logprobs.setdefault(index, TextLogprobsWriter())
+            if chunk.text or chunk.logprobs or before:
+                yield _text_event(head, index, chunk, writer, before)
+            if chunk.finish_reason is not None:
+                usages[index] = chunk.usage
+                yield _text_end(head, index, chunk)
+    if head.include_usage:
+        yield _event(head, _TEXT, [], usage=_usage([usages[i] for i in sorted(usages)]))
 
 
 _CHAT = ChatCompletionChunk
@@ -112,28 +156,46 @@ _TEXT = Completion
 _OBJECTS = {_CHAT: "chat.completion.chunk", _TEXT: "text_completion"}
 
 
-def _chat_event(head: Head, delta: Delta, chunk: Chunk | None = None) -> str:
+def _chat_event(
+    head: Head, index: int, delta: Delta, chunk: Chunk | None = None
+) -> str:
     logprobs = chat_logprobs(chunk.logprobs if chunk else None)
-    choice = ChunkChoice(index=0, delta=delta, logprobs=logprobs, finish_reason=None)
+    choice = ChunkChoice(
+        index=index, delta=delta, logprobs=logprobs, finish_reason=None
+    )
     return _event(head, _CHAT, [choice])
 
 
-def _chat_end(head: Head, chunk: Chunk) -> str:
+def _chat_end(head: Head, index: int, chunk: Chunk) -> str:
     reason = _finish_text(chunk.finish_reason)
-    choice = ChunkChoice(index=0, delta=Delta(), logprobs=None, finish_reason=reason)
-    return _event(head, _CHAT, [choice], seed=chunk.seed)
+    choice = ChunkChoice(
+        index=index, delta=Delta(), logprobs=None, finish_reason=reason
+    )
+    more = receipt_field(chunk.receipt)
+    return _event(head, _CHAT, [choice], seed=chunk.seed, **more)
 
 
-def _text_event(head: Head, chunk: Chunk, logprobs: TextLogprobsWriter) -> str:
-    written = logprobs.write(chunk.logprobs)
-    choice = TextChoice(index=0, text=chunk.text, logprobs=written, finish_reason=None)
+def _text_event(
+    head: Head,
+    index: int,
+    chunk: Chunk,
+    logprobs: TextLogprobsWriter,
+    echo: Echo | None,
+) -> str:
+    choice = TextChoice(
+        index=index,
+        text=(echo.text if echo else "") + chunk.text,
+        logprobs=_text_logprobs(logprobs, chunk, echo),
+        finish_reason=None,
+    )
     return _event(head, _TEXT, [choice])
 
 
-def _text_end(head: Head, chunk: Chunk) -> str:
+def _text_end(head: Head, index: int, chunk: Chunk) -> str:
     reason = _finish_text(chunk.finish_reason)
-    choice = TextChoice(index=0, text="", logprobs=None, finish_reason=reason)
-    return _event(head, _TEXT, [choice], seed=chunk.seed)
+    choice = TextChoice(index=index, text="", logprobs=None, finish_reason=reason)
+    more = receipt_field(chunk.receipt)
+    return _event(head, _TEXT, [choice], seed=chunk.seed, **more)
 
 
 def _event(
@@ -148,12 +210,14 @@ def _event(
     return form(**{**fields, **usage, **more}).model_dump_json(exclude_unset=True)
 
 
-def _usage(usage: Usage) -> TokenUsage:
+def _usage(usages: Sequence[Usage]) -> TokenUsage:
+    """Of one prompt and all its answers."""
+    first, drawn = usages[0], sum(usage.completion_tokens for usage in usages)
     return TokenUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        prompt_tokens_details=PromptTokens(cached_tokens=usage.cached_tokens),
+        prompt_tokens=first.prompt_tokens,
+        completion_tokens=drawn,
+        total_tokens=first.prompt_tokens + drawn,
+        prompt_tokens_details=PromptTokens(cached_tokens=first.cached_tokens),
     )
 
 

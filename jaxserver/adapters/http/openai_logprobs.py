@@ -36,20 +36,39 @@ class TextLogprobsWriter:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
 
-    def write(self, entries: Sequence[TokenLogprob] | None) -> TextLogprobs | None:
+    def write(
+        self, entries: Sequence[TokenLogprob] | None, first: bytes | None = None
+    ) -> TextLogprobs | None:
+        """Goes on with some tokens.
+
+        Args:
+            entries: What is said of each; None where nobody asked.
+            first: What the text's first token adds to it, where it goes before those.
+        """
         if entries is None:
             return None
-        return TextLogprobs(
-            tokens=[_text(entry) for entry in entries],
-            token_logprobs=[_finite(entry.logprob) for entry in entries],
-            top_logprobs=[_by_text(entry) for entry in entries],
-            text_offset=[self._next_offset(entry) for entry in entries],
+        written = TextLogprobs(
+            tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[]
         )
+        if first is not None:
+            self._add(written, first, None, None)
+        for entry in entries:
+            logprob, top = _finite(entry.logprob), _by_text(entry)
+            self._add(written, entry.token_bytes, logprob, top)
+        return written
 
-    def _next_offset(self, entry: TokenLogprob) -> int:
-        offset = self._offset
-        self._offset += len(self._decoder.decode(entry.token_bytes))
-        return offset
+    def _add(
+        self,
+        written: TextLogprobs,
+        token_bytes: bytes,
+        logprob: float | None,
+        top: dict[str, float] | None,
+    ) -> None:
+        written.tokens.append(token_bytes.decode(errors="replace"))
+        written.token_logprobs.append(logprob)
+        written.top_logprobs.append(top)
+        written.text_offset.append(self._offset)
+        self._offset += len(self._decoder.decode(token_bytes))
 
 
 def _by_text(entry: TokenLogprob) -> dict[str, float]:

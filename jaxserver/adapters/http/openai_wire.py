@@ -5,6 +5,8 @@ nothing. Null is the same as leaving a field out.
 """
 
 import abc
+import dataclasses
+import secrets
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -13,6 +15,8 @@ from pydantic_core import PydanticCustomError
 
 from jaxserver.adapters.http.body import invalid
 from jaxserver.adapters.http.wire import (
+    Choices,
+    LogitsProcessors,
     No,
     Nothing,
     One,
@@ -166,17 +170,19 @@ class OpenAIBody(WireModel):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: LogitBias | None = None
+    logits_processors: LogitsProcessors | None = None
+    n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Priority | None = None
     deadline_seconds: Seconds | None = None
+    receipt: bool | None = None
 
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    n: One | None = None
     best_of: One | None = None
     store: No | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -193,23 +199,40 @@ class OpenAIBody(WireModel):
         """
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "allowed only with stream: true")
+        if self.receipt and (self.n or 1) > 1:
+            raise invalid("receipt", "allowed is false with several answers, by n")
 
     @abc.abstractmethod
     def sampling_params(self) -> SamplingParams:
         """How tokens are to be chosen."""
 
-    def to_request(
+    @property
+    def scores_prompt(self) -> bool:
+        """The log-probabilities of the prompt's own tokens are wanted."""
+        return False
+
+    def to_requests(
         self, prompt: str | tuple[int, ...], origin: Origin
-    ) -> GenerationRequest:
-        """The request for a prompt that is written out."""
-        return GenerationRequest(
+    ) -> tuple[GenerationRequest, ...]:
+        """The requests for a prompt that is written out, one for each choice.
+
+        All draw with one seed, each in its own way.
+        """
+        sampling, count = self.sampling_params(), self.n or 1
+        if count > 1 and sampling.seed is None:
+            seed = secrets.randbits(64)
+            sampling = dataclasses.replace(sampling, seed=seed)
+        first = GenerationRequest(
             prompt=prompt,
-            sampling=self.sampling_params(),
+            sampling=sampling,
             streaming=bool(self.stream),
+            score_prompt=self.scores_prompt,
             priority=self.priority or 0,
             deadline_seconds=self.deadline_seconds,
+            receipt=bool(self.receipt),
             origin=origin,
         )
+        return tuple(dataclasses.replace(first, choice=nth) for nth in range(count))
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         given = {
@@ -226,6 +249,7 @@ class OpenAIBody(WireModel):
             "repetition_penalty": self.repetition_penalty,
             "max_new_tokens": max_tokens,
             "logprobs": logprobs,
+            "logits_processors": self.logits_processors,
         }
         bias = {int(token): value for token, value in (self.logit_bias or {}).items()}
         named: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -280,10 +304,15 @@ class CompletionBody(OpenAIBody):
     """A text, or its token ids, whose continuation is wanted."""
 
     prompt: Prompt
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: TopLogprobs | None = None
+    echo: bool | None = None
 
-    echo: No | None = None
     suffix: None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
 
     def sampling_params(self) -> SamplingParams:
         return self._sampling(self.max_tokens, self.logprobs)

@@ -18,9 +18,10 @@ from jaxserver.adapters.http.answer import (
     FinishedAnswer,
     chunks_of,
     finished,
+    receipt_field,
     together,
 )
-from jaxserver.adapters.http.body import BodyReader
+from jaxserver.adapters.http.body import BodyReader, invalid
 from jaxserver.adapters.http.disconnect import unless_client_leaves
 from jaxserver.adapters.http.handler_pool import HandlerPool
 from jaxserver.adapters.http.original_wire import (
@@ -77,17 +78,21 @@ class OriginalRoutes:
 
     async def instruct(self, request: Request) -> Response:
         """Answers one instruction."""
-        body = (await self.read(request, InstructBody)).to_request()
+        body = await self.read(request, InstructBody)
         if self.handlers.forward_instruct is not None:
-            return await self._handled(request, self.handlers.forward_instruct, body)
+            _check_own(body)
+            asked = body.to_request()
+            return await self._handled(request, self.handlers.forward_instruct, asked)
         messages = conversation([], body.prompt, body.system)
         return await self._generated(request, body, self.instruct_formatter, messages)
 
     async def chat(self, request: Request) -> Response:
         """Answers one turn of a conversation."""
-        body = (await self.read(request, ChatBody)).to_request()
+        body = await self.read(request, ChatBody)
         if self.handlers.forward_chat is not None:
-            return await self._handled(request, self.handlers.forward_chat, body)
+            _check_own(body)
+            asked = body.to_request()
+            return await self._handled(request, self.handlers.forward_chat, asked)
         messages = conversation(body.history, body.prompt, body.system)
         return await self._generated(request, body, self.formatter, messages)
 
@@ -102,7 +107,7 @@ class OriginalRoutes:
     async def _generated(
         self,
         request: Request,
-        body: InstructRequest | ChatRequest,
+        body: InstructBody | ChatBody,
         formatter: PromptFormatter,
         messages: Sequence[Message],
     ) -> Response:
@@ -110,11 +115,12 @@ class OriginalRoutes:
         prompt = await asyncio.to_thread(Rendered.by, formatter, messages)
         wanted = GenerationRequest(
             prompt=prompt,
-            sampling=SamplingParams(**sampling_fields(body)),
+            sampling=SamplingParams(**sampling_fields(body.to_request())),
             truncate=self.truncate_prompts,
             streaming=bool(body.stream),
             priority=body.priority or 0,
             deadline_seconds=body.deadline_seconds,
+            receipt=bool(body.receipt),
             origin=ORIGIN.get(),
         )
         chunks = chunks_of(self.generator, wanted)
@@ -154,7 +160,19 @@ async def _events(prompt: str, chunks: Chunks) -> AsyncGenerator[str, None]:
             if chunk.text:
                 used = chunk.usage.completion_tokens
                 yield Piece(response=chunk.text, tokens_used=used).model_dump_json()
-    yield _answer(prompt, together(read)).model_dump_json()
+    yield _answer(prompt, together(read)).model_dump_json(exclude_unset=True)
+
+
+def _check_own(body: InstructBody | ChatBody) -> None:
+    """A method of the user's own may answer by whatever it likes.
+
+    Raises:
+        Refused: A receipt is wanted of it.
+    """
+    if body.receipt:
+        raise invalid(
+            "receipt", "allowed is false where the server's own method answers"
+        )
 
 
 def _answer(prompt: str, answer: FinishedAnswer) -> OriginalAnswer:
@@ -166,4 +184,5 @@ def _answer(prompt: str, answer: FinishedAnswer) -> OriginalAnswer:
         prompt_tokens_dropped=answer.usage.prompt_tokens_dropped,
         finish_reason=answer.finish_reason,
         seed=answer.seed,
+        **receipt_field(answer.receipt),
     )

@@ -1,10 +1,11 @@
 """The bodies of `/instruct` and `/chat`, and what is answered."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
 from jaxserver.adapters.http.wire import (
+    LogitsProcessors,
     Priority,
     Probability,
     Seconds,
@@ -27,9 +28,15 @@ class _Sampling(WireModel):
     top_k: TopK | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    logits_processors: LogitsProcessors | None = None
     stream: bool | None = False
     priority: Priority | None = 0
     deadline_seconds: Seconds | None = None
+    receipt: bool | None = False
+
+    def fields(self) -> dict[str, Any]:
+        """Those of the request itself; whether it wants a receipt is no part of it."""
+        return {name: value for name, value in self if name != "receipt"}
 
 
 class InstructBody(_Sampling):
@@ -39,7 +46,7 @@ class InstructBody(_Sampling):
     system: str | None = None
 
     def to_request(self) -> InstructRequest:
-        return InstructRequest(**dict(self))
+        return InstructRequest(**self.fields())
 
 
 class ChatBody(_Sampling):
@@ -54,7 +61,7 @@ class ChatBody(_Sampling):
 
     def to_request(self) -> ChatRequest:
         pairs = None if self.history is None else [list(turn) for turn in self.history]
-        return ChatRequest(**{**dict(self), "history": pairs})
+        return ChatRequest(**{**self.fields(), "history": pairs})
 
 
 class OriginalAnswer(pydantic.BaseModel):
@@ -63,6 +70,7 @@ class OriginalAnswer(pydantic.BaseModel):
     Attributes:
         input: The prompt as the model was given it.
         tokens_used: Tokens drawn, the end token included.
+        receipt: Where it was asked for, and only there.
     """
 
     input: str
@@ -72,6 +80,7 @@ class OriginalAnswer(pydantic.BaseModel):
     prompt_tokens_dropped: int
     finish_reason: FinishReason
     seed: int | None
+    receipt: dict[str, Any] | None = None
 
 
 class Down(pydantic.BaseModel):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import socket
 import threading
@@ -11,7 +12,8 @@ from starlette.types import ASGIApp
 
 from jaxserver.ports.errors import InvalidConfig
 
-DRAIN_SECONDS = 30
+FLUSH_SECONDS = 6.0
+"""What clients get to read answers that are there, and pages to end their events."""
 _BACKLOG = 2048
 _POLL_SECONDS = 0.005
 
@@ -19,10 +21,8 @@ _POLL_SECONDS = 0.005
 class HttpServer:
     """One application on one address; it serves once, and is then used up."""
 
-    def __init__(
-        self, app: ASGIApp, host: str, port: int, *, drain_seconds: int = DRAIN_SECONDS
-    ) -> None:
-        """Port 0 takes a free one; answers get `drain_seconds` to end at the stop."""
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        """Port 0 takes a free one."""
         self._host = host
         self._port = port
         self._thread: threading.Thread | None = None
@@ -32,7 +32,6 @@ class HttpServer:
             log_config=None,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=drain_seconds,
         )
         self._server = uvicorn.Server(config)
 
@@ -58,11 +57,12 @@ class HttpServer:
             thread.join(_POLL_SECONDS)
         self._check_started()
 
-    def stop(self) -> None:
+    def stop(self, drain_seconds: float = FLUSH_SECONDS) -> None:
         """Takes no more requests and lets answers end; may be repeated.
 
         Returns when the thread of `start` has ended.
         """
+        self._server.config.timeout_graceful_shutdown = math.ceil(drain_seconds)
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join()

@@ -7,8 +7,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response
 
 from jaxserver.ports.types import (
+    MAX_CHOICES,
     MAX_DEADLINE_SECONDS,
     MAX_PRIORITY,
+    MAX_PROCESSORS,
     MAX_SEED,
     MAX_STOP_STRINGS,
 )
@@ -63,6 +65,11 @@ Seconds = Annotated[float, Field(ge=0, le=MAX_DEADLINE_SECONDS)]
 # Said as `lt`: the framework keeps bounds as floats, and 2**64 is one.
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED + 1), Whole]
 One = Annotated[int, Field(ge=1, le=1), Whole]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole]
+ProcessorParam = bool | int | float
+LogitsProcessors = Annotated[
+    dict[str, dict[str, ProcessorParam]], Field(max_length=MAX_PROCESSORS)
+]
 No = Annotated[
     bool, AfterValidator(_only_false), Field(json_schema_extra={"const": False})
 ]

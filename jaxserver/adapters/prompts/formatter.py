@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -52,6 +53,13 @@ class ChatTemplateFormatter:
         ]
         prompts = [self._render(each) for each in [turns, *others]]
         return os.path.commonprefix(prompts)  # noqa: RUF071  # by characters, not paths
+
+    def digest(self) -> str | None:
+        """SHA-256 of the template's text, if there is one."""
+        if self.template is None:
+            return None
+        written = self.template.encode("utf-8", "surrogatepass")
+        return hashlib.sha256(written).hexdigest()
 
     def _render(self, turns: Sequence[tuple[str, str]]) -> str:
         if self.template is None:

@@ -1,6 +1,8 @@
 """The tokenizer port over a fast encoder and a table of every token's bytes."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 
 import tokenizers
@@ -82,6 +84,13 @@ class PieceTokenizer:
         if self.strips_leading_space:
             text = text.removeprefix(b" ")
         return text.decode(errors="replace")
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides what ids a text has and what text ids have."""
+        made = hashlib.sha256(self.encoder.to_str().encode())
+        made.update(json.dumps([self.bos_id, sorted(self.eos_ids)]).encode())
+        made.update("\n".join(map(bytes.hex, self.pieces)).encode())
+        return made.hexdigest()
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds; nothing for an id that the vocabulary does not have."""

@@ -77,9 +77,9 @@ NUMBERS: dict[str, tuple[list[Any], list[Any], str]] = {
         "an integer from 0 to 18446744073709551615",
     ),
     "max_new_tokens": (
-        [None, 1, LARGEST],
-        [0, -1, LARGEST + 1, 1.5, True],
-        f"an integer from 1 to {LARGEST}",
+        [None, 0, 1, LARGEST],
+        [-1, LARGEST + 1, 1.5, True],
+        f"an integer from 0 to {LARGEST}",
     ),
     "logprobs": ([None, 0, 20], [-1, 21, True, 0.5], "an integer from 0 to 20"),
 }
@@ -127,6 +127,18 @@ OTHERS: dict[str, tuple[list[Any], list[tuple[Any, str]], str]] = {
         ],
         BIAS,
     ),
+    "logits_processors": (
+        [{}, {"a": {}}, {"a": {"size": 1, "by": 0.5, "on": True}}],
+        [
+            ([], "[]"),
+            (None, "None"),
+            ({5: {}}, "5: {}"),
+            ({"a": 1}, "'a': 1"),
+            ({"a": {"by": NAN}}, "'a': {'by': nan}"),
+            ({"a": {"by": "1"}}, "'a': {'by': '1'}"),
+        ],
+        "at most 16 names, each with parameters that are numbers",
+    ),
 }
 ACCEPTED = [(name, v) for name, rule in NUMBERS.items() for v in rule[0]] + [
     (name, v) for name, rule in OTHERS.items() for v in rule[0]
@@ -155,6 +167,7 @@ def test_by_default_nothing_is_asked_for() -> None:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "logit_bias": {},
+        "logits_processors": {},
         "seed": None,
         "max_new_tokens": None,
         "stop": (),

@@ -113,6 +113,7 @@ def test_the_original_s_requests_need_a_prompt_alone() -> None:
         "top_k": None,
         "seed": None,
         "stop": None,
+        "logits_processors": None,
         "stream": False,
         "priority": 0,
         "deadline_seconds": None,

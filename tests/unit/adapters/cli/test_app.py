@@ -20,6 +20,7 @@ ARGUMENTS = {
     "plan": ("plan",),
     "pull": ("pull",),
 }
+COMMANDS = (*ARGUMENTS, "replay")
 KEYS = dataclasses.fields(ServerConfig)
 
 
@@ -27,7 +28,7 @@ def test_alone_it_shows_its_commands() -> None:
     result = ScriptedProgram().run()
     text = plain(result.output)
     assert "Usage: jaxserver" in text
-    assert all(f" {command} " in text for command in ARGUMENTS)
+    assert all(f" {command} " in text for command in COMMANDS)
 
 
 def test_a_wrong_command_is_answered_with_the_near_one() -> None:
@@ -105,10 +106,13 @@ def test_every_setting_is_a_flag(command: str) -> None:
         "page_size": "128",
         "temperature": "0.5",
         "top_p": "0.5",
+        "shutdown_timeout": "0.5",
+        "watchdog_seconds": "0.5",
     }
     wanted: dict[str, object] = {**texts}
     wanted |= {"mesh_axes_names": ("dp", "fsdp", "mp"), "mesh_axes_shape": (-1, 1, 1)}
     wanted |= {"temperature": 0.5, "top_p": 0.5, "page_size": 128}
+    wanted |= {"shutdown_timeout": 0.5, "watchdog_seconds": 0.5}
     arguments = list(ARGUMENTS[command])
     for field in KEYS:
         flag = field.name.replace("_", "-")

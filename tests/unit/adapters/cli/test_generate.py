@@ -1,11 +1,13 @@
 import dataclasses
 import json
 import struct
+from pathlib import Path
 
 import pytest
 
 from jaxserver.ports.errors import InvalidRequest, ServerFull
 from jaxserver.ports.prompt import Rendered
+from jaxserver.ports.receipt import Outcome, Receipt
 from jaxserver.ports.types import (
     Chunk,
     FinishReason,
@@ -188,6 +190,26 @@ def test_an_error_of_the_generator_is_one_line(error: Exception) -> None:
     result = program.run("generate", "hi")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"error: {error}\n"
+
+
+def test_a_receipt_is_written_to_a_file(tmp_path: Path) -> None:
+    program, file = ScriptedProgram("Hello"), tmp_path / "receipt.json"
+    result = program.run("generate", "hi", "-q", "--receipt", str(file))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
+    receipt = Receipt.from_json(json.loads(file.read_text()))
+    assert receipt.answer == Outcome.of([0])
+
+
+def test_without_a_file_for_it_no_receipt_is_asked_for() -> None:
+    program = ScriptedProgram()
+    program.run("generate", "hi")
+    assert not program.generator.requests[0].receipt
+
+
+def test_a_receipt_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    result = ScriptedProgram("a").run("generate", "hi", "--receipt", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"error: receipt: got {tmp_path} (is a directory)" in result.stderr
 
 
 def test_a_prompt_is_wanted() -> None:

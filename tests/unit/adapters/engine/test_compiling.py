@@ -30,9 +30,14 @@ class Builds:
             init=self._build("init", 0),
             adopt=self._build("adopt", 0),
             prefill={time: self._build("prefill", time) for time in (32, 128)},
+            score={},
+            take={},
+            put={},
             decode={rows: self._build("decode", rows) for rows in (4, 8)},
             inputs=lambda kind, size: (),
             share=lambda num_bytes: EXECUTABLE,
+            processors={},
+            token_axes=None,
         )
 
     def _build(self, kind: str, size: int) -> Callable[[], Compiled]:
@@ -150,9 +155,14 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
             init=build("init", 0),
             adopt=build("adopt", 0),
             prefill={32: build("prefill", 32)},
+            score={},
+            take={},
+            put={},
             decode={4: build("decode", 4)},
             inputs=shared.steps.inputs,
             share=shared.steps.share,
+            processors={},
+            token_axes=None,
         )
     )
     request = dataclasses.replace(REQUESTS[3], sampling=SamplingParams(seed=1))

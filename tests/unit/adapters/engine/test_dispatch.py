@@ -44,7 +44,7 @@ def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
         ),
         time=32,
     )
-    chunk = prefill_chunk(plan, requests, engines.NARROW)
+    chunk = prefill_chunk(plan, requests, engines.NARROW, {})
 
     nowhere = engines.NARROW.slots
     assert np.asarray(chunk.slots).tolist() == [3, 0, nowhere, nowhere]
@@ -57,7 +57,7 @@ def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
 
 
 def test_a_row_carries_what_the_request_wants() -> None:
-    row = row_arrays(token_request(0, (1, 2, 3)))
+    row = row_arrays(token_request(0, (1, 2, 3)), {})
 
     assert int(row.prompt_length) == 3
     assert int(row.limit) == 90

@@ -13,14 +13,14 @@ import numpy as np
 from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.orders import NoOrders
-from jaxserver.adapters.engine.requests import Lengths
+from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.telemetry.listeners import Listeners
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.steps import Outcome
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.types import GenerationRequest
-from tests.fakes import ByteTokenizer
+from tests.fakes import ByteTokenizer, known
 
 SIZES = EngineConfig(slots=4, max_len=4096)
 MATRIX = jnp.ones((300, 300))
@@ -46,9 +46,9 @@ class Endless(Device):
     def decode(self, plan, now):
         return self._step(plan, now)
 
-shell = Shell(Listeners(()), time.monotonic, lambda: 1)
-engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Lengths(4096), shell)
-engine.start(lambda on_events: EngineLoop(Endless(), SIZES, on_events, time.monotonic))
+shell = Shell(Listeners(()), time.monotonic, lambda: 1, known())
+engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Limits(4096), shell)
+engine.start(lambda on: EngineLoop(Endless(), SIZES, on, time.monotonic, 300.0))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]
 print(next(streams[0]).text)
 """

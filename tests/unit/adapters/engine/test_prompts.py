@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserver.adapters.engine.prompts import Prompt, read_prompt
-from jaxserver.adapters.engine.requests import Lengths
+from jaxserver.adapters.engine.requests import Limits
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidRequest, PromptTooLong
 from jaxserver.ports.prompt import Rendered
@@ -17,7 +17,7 @@ ROOM = MAX_LEN - 8
 
 
 def read(request: GenerationRequest) -> Prompt:
-    return read_prompt(request, ByteTokenizer(), CONFIG, Lengths(MAX_LEN))
+    return read_prompt(request, ByteTokenizer(), CONFIG, Limits(MAX_LEN))
 
 
 def test_raw_text_gets_the_tokens_of_the_tokenizers_settings() -> None:

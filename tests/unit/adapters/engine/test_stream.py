@@ -1,11 +1,13 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from jaxserver.adapters.engine.stream import Channel, EngineStream, Waiter, wake
 from jaxserver.ports.errors import EngineFailed
+from jaxserver.ports.generator import SavableStream
 from jaxserver.ports.types import Chunk, FinishReason, Usage
 
 
@@ -19,6 +21,19 @@ def chunk(text: str, finish_reason: FinishReason | None = None) -> Chunk:
 
 
 LAST = chunk("last", FinishReason.STOP)
+
+
+class Nowhere:
+    """An answer that goes on nowhere else."""
+
+    def save(self, path: Path, read: tuple[int, ...], is_finished: bool) -> None:
+        raise AssertionError
+
+    def fork(self, read: tuple[int, ...], count: int) -> list[SavableStream]:
+        raise AssertionError
+
+
+NOWHERE = Nowhere()
 
 
 def ignore() -> None:
@@ -44,7 +59,7 @@ def test_a_plain_reader_sleeps_until_something_comes() -> None:
     timer = threading.Timer(0.02, put, (channel, LAST))
     timer.start()
 
-    assert list(EngineStream(channel, ignore)) == [LAST]
+    assert list(EngineStream(channel, ignore, NOWHERE)) == [LAST]
     timer.join()
 
 
@@ -54,7 +69,7 @@ def test_an_asynchronous_reader_sleeps_until_something_comes() -> None:
     async def read() -> list[Chunk]:
         timer = threading.Timer(0.02, put, (channel, LAST))
         timer.start()
-        return [c async for c in EngineStream(channel, ignore)]
+        return [c async for c in EngineStream(channel, ignore, NOWHERE)]
 
     assert asyncio.run(read()) == [LAST]
 
@@ -63,7 +78,7 @@ def test_a_reader_that_was_interrupted_may_read_on() -> None:
     channel = Channel()
 
     async def read() -> Chunk:
-        stream = EngineStream(channel, ignore)
+        stream = EngineStream(channel, ignore, NOWHERE)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(stream), 0.01)
         put(channel, LAST)
@@ -111,7 +126,7 @@ def test_a_closed_event_loop_keeps_no_other_reader_asleep() -> None:
 def test_an_error_ends_the_iteration() -> None:
     channel = Channel()
     put(channel, chunk("a"), EngineFailed("broken"))
-    stream = EngineStream(channel, ignore)
+    stream = EngineStream(channel, ignore, NOWHERE)
 
     assert next(stream).text == "a"
     with pytest.raises(EngineFailed, match="broken"):
@@ -122,7 +137,7 @@ def test_an_error_ends_the_iteration() -> None:
 
 def test_a_stream_that_is_dropped_unread_cancels_once() -> None:
     cancels = Cancels()
-    stream = EngineStream(Channel(), cancels)
+    stream = EngineStream(Channel(), cancels, NOWHERE)
     del stream
 
     assert cancels.count == 1
@@ -131,7 +146,7 @@ def test_a_stream_that_is_dropped_unread_cancels_once() -> None:
 def test_a_stream_that_was_read_to_its_end_does_not_cancel() -> None:
     channel, cancels = Channel(), Cancels()
     put(channel, LAST)
-    with EngineStream(channel, cancels) as stream:
+    with EngineStream(channel, cancels, NOWHERE) as stream:
         list(stream)
     stream.cancel()
     del stream
@@ -142,7 +157,7 @@ def test_a_stream_that_was_read_to_its_end_does_not_cancel() -> None:
 def test_a_stream_that_failed_does_not_cancel() -> None:
     channel, cancels = Channel(), Cancels()
     put(channel, EngineFailed("broken"))
-    stream = EngineStream(channel, cancels)
+    stream = EngineStream(channel, cancels, NOWHERE)
     with pytest.raises(EngineFailed):
         next(stream)
     del stream

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from jaxserver.adapters.checkpoints.locate import open_checkpoint
 from jaxserver.adapters.flax_models.loading import empty_model
 from jaxserver.adapters.flax_models.settings import served_config
-from jaxserver.adapters.flax_models.weights import flax_weights
+from jaxserver.adapters.flax_models.weights import flax_weights, params_digest
 from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.tensors import Checkpoint
 from tests import flax_folders
@@ -201,3 +201,35 @@ def test_each_parameter_is_read_once_and_only_when_it_is_asked_for() -> None:
     for name in weights.tensors.names():
         weights.tensors.read(name)
     assert sorted(reads) == sorted(source.tensors)
+
+
+PARAMS: dict[str, Any] = {
+    "b": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
+    "a": {"scale": np.asarray(2, np.float16), "bias": np.ones(2, jnp.bfloat16)},
+}
+
+
+def with_values(part: str, name: str, values: Any) -> dict[str, Any]:
+    return {**PARAMS, part: {**PARAMS[part], name: values}}
+
+
+def test_the_digest_of_parameters_is_that_of_their_values_wherever_they_are() -> None:
+    on_device = jax.tree.map(jnp.asarray, PARAMS)
+    turned = with_values("b", "kernel", np.asfortranarray(PARAMS["b"]["kernel"]))
+    in_order = dict(sorted(PARAMS.items()))
+    digests = {params_digest(each) for each in (PARAMS, on_device, turned, in_order)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        with_values("b", "kernel", np.arange(6, dtype=np.float32).reshape(3, 2)),
+        with_values("b", "kernel", np.arange(6, dtype=np.int32).reshape(2, 3)),
+        with_values("b", "kernel", np.nextafter(PARAMS["b"]["kernel"], np.float32(9))),
+        {"b": PARAMS["b"], "c": PARAMS["a"]},
+    ],
+    ids=["shape", "type", "bits", "path"],
+)
+def test_any_other_parameters_have_another_digest(other: Any) -> None:
+    assert params_digest(other) != params_digest(PARAMS)

@@ -24,7 +24,7 @@ def test_settings_become_sampling_parameters() -> None:
     [
         ("system", None),
         ("greedy", "yes"),
-        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
         ("temperature", -1),
         ("top_p", "0.5"),
         ("top_k", 1.5),

@@ -7,7 +7,7 @@ import pytest
 
 from jaxserver.ports.prompt import Rendered
 from jaxserver.ports.types import SamplingParams
-from tests.fakes import ScriptedGenerator
+from tests.fakes import IDENTITY, ScriptedGenerator
 from tests.unit.adapters.http.in_process import (
     BOTH,
     CHAT,
@@ -28,7 +28,7 @@ def test_a_chat_is_answered_in_openais_form() -> None:
     assert answer == {
         "object": "chat.completion",
         "model": "fake",
-        "system_fingerprint": None,
+        "system_fingerprint": IDENTITY.fingerprint(),
         "choices": [
             {
                 "index": 0,
@@ -55,7 +55,7 @@ def test_a_text_is_continued_in_openais_form() -> None:
     assert answer == {
         "object": "text_completion",
         "model": "fake",
-        "system_fingerprint": None,
+        "system_fingerprint": IDENTITY.fingerprint(),
         "choices": [
             {"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop"}
         ],

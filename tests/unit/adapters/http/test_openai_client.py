@@ -8,7 +8,8 @@ import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from jaxserver.ports.errors import EngineFailed, PromptTooLong, ServerFull
-from tests.fakes import ScriptedGenerator
+from jaxserver.ports.receipt import Receipt
+from tests.fakes import IDENTITY, ScriptedGenerator
 from tests.unit.adapters.http.in_process import app_of, failing
 from tests.unit.adapters.http.real_server import serving
 from tests.unit.adapters.http.test_sse import BreakingGenerator
@@ -118,6 +119,27 @@ def test_it_raises_an_error_in_the_middle_of_a_stream() -> None:
         stream = client.chat.completions.create(model="fake", messages=HI, stream=True)
         with pytest.raises(openai.APIError, match="broken"):
             list(stream)
+
+
+def test_it_reads_the_fingerprint_of_answers_and_events() -> None:
+    with client_of() as client:
+        answer = client.chat.completions.create(model="fake", messages=HI)
+        text = client.completions.create(model="fake", prompt="x")
+        stream = client.chat.completions.create(model="fake", messages=HI, stream=True)
+        said = [answer.system_fingerprint, text.system_fingerprint]
+        said += [event.system_fingerprint for event in stream]
+    assert len(said) > 4
+    assert set(said) == {IDENTITY.fingerprint()}
+
+
+def test_it_passes_a_receipt_on() -> None:
+    asked = {"receipt": True}
+    with client_of() as client:
+        answer = client.chat.completions.create(
+            model="fake", messages=HI, extra_body=asked
+        )
+    assert answer.model_extra is not None
+    assert Receipt.from_json(answer.model_extra["receipt"]).answer.ids == (0, 1)
 
 
 def test_it_reads_the_models() -> None:

@@ -30,7 +30,9 @@ APP = app_of()
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
+        ("n", 0),
+        ("n", 129),
+        ("n", 1.5),
         ("n", "1"),
         ("best_of", 3),
         ("store", True),
@@ -50,7 +52,7 @@ APP = app_of()
         ("stop", 5),
         ("stop", ""),
         ("stop", ["x"] * 17),
-        ("max_tokens", 0),
+        ("max_tokens", 2**31),
         ("max_tokens", -5),
         ("stop_token_ids", [0] * 17),
         ("ignore_eos", 1),
@@ -58,6 +60,8 @@ APP = app_of()
         ("presence_penalty", 101),
         ("frequency_penalty", [1]),
         ("logit_bias", [1]),
+        ("logits_processors", ["mine"]),
+        ("logits_processors", {"mine": {"size": "2"}}),
         ("logit_bias", {str(i): 0 for i in range(1025)}),
         ("stream", "yes"),
         ("stream_options", {"include_usage": True}),
@@ -86,6 +90,7 @@ def test_what_is_not_served_is_refused_by_name(
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
@@ -127,7 +132,7 @@ def test_a_prompt_of_another_kind_is_refused(prompt: object) -> None:
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"echo": True}, "echo"),
+        ({"echo": 1}, "echo"),
         ({"suffix": "x"}, "suffix"),
         ({"logprobs": True}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),

@@ -77,11 +77,11 @@ def test_an_application_that_cannot_start_is_an_error(
 
 def test_a_stop_lets_an_answer_end() -> None:
     generator = ScriptedGenerator("a", "b", chunk_seconds=0.2)
-    with serving(app_of(generator), drain_seconds=30) as server:
+    with serving(app_of(generator)) as server:
         generator.is_due = lambda number: server._server.should_exit
         client = send(server, "/chat", {"prompt": "p"})
         assert eventually(lambda: bool(generator.streams))
-        server.stop()
+        server.stop(30)
         answer = http.client.HTTPResponse(client)
         answer.begin()
         assert json.loads(answer.read())["response"] == "ab"

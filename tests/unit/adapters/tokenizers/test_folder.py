@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,28 @@ from tests.contract import tiny_tokenizers as tiny
 
 def saved(folder: Path, **files: Any) -> Path:
     return tiny.save(tiny.single_digits(), folder, **files)
+
+
+def test_two_that_are_read_from_the_same_files_have_one_digest(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tokenizer_config={"eos_token": "<|im_end|>"})
+    assert from_folder(folder).digest() == from_folder(folder).digest()
+
+
+@pytest.mark.parametrize("changed", ["end", "vocabulary", "pieces"])
+def test_whatever_decides_about_ids_and_text_changes_the_digest(
+    tmp_path: Path, changed: str
+) -> None:
+    folder = saved(tmp_path, tokenizer_config={"eos_token": "<|im_end|>"})
+    before = from_folder(folder)
+    if changed == "end":
+        folder = saved(tmp_path, generation_config={"eos_token_id": [0]})
+    if changed == "vocabulary":
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text("utf-8").replace("<tool> ", "<tool>"), "utf-8")
+    after = from_folder(folder)
+    if changed == "pieces":
+        after = dataclasses.replace(after, pieces=(*after.pieces[:-1], b"other"))
+    assert after.digest() != before.digest()
 
 
 @pytest.mark.parametrize("named", ["<|im_end|>", {"content": "<|im_end|>"}])

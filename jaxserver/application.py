@@ -1,0 +1,61 @@
+"""The HTTP application around one model: the routes and, where wanted, the pages."""
+
+from typing import NamedTuple, Protocol
+
+import fastapi
+
+from jaxserver.adapters.http.app import create_app
+from jaxserver.adapters.tokenizers.late import LateTokenizer
+from jaxserver.hosting import Host
+from jaxserver.ports.generator import Generator
+from jaxserver.ports.handlers import Handlers
+from jaxserver.ports.prompt import PromptFormatter
+from jaxserver.ports.status import ServerStatus
+from jaxserver.profiling import JaxProfiler
+
+
+class Served(Generator, ServerStatus, Protocol):
+    """What answers, and knows how it is."""
+
+
+class Written(NamedTuple):
+    """What writes prompts down, and what answers in the routes' place."""
+
+    chat: PromptFormatter
+    instruct: PromptFormatter
+    handlers: Handlers
+
+
+def application(
+    served: Served, host: Host, written: Written, *, pages: bool
+) -> fastapi.FastAPI:
+    """To serve as it is, or to mount in another one."""
+    config, slots = host.config, host.config.slots or 0
+    app = create_app(
+        served,
+        written.chat,
+        instruct_formatter=written.instruct,
+        tokenizer=LateTokenizer(lambda: host.loaded().tokenizer),
+        status=served,
+        metrics=host.metrics,
+        profiler=JaxProfiler() if config.profile else None,
+        handlers=written.handlers,
+        api_key=config.api_key,
+        truncate_prompts=config.use_prefix_tokenizer,
+        handler_threads=max(32, slots) + config.max_queue,
+    )
+    if pages:
+        from jaxserver.adapters.gradio_ui.pages import (  # noqa: PLC0415  # slow
+            mount_pages,
+        )
+
+        mount_pages(
+            app,
+            served,
+            written.chat,
+            instruct_formatter=written.instruct,
+            config=config,
+            handlers=written.handlers,
+            status=served,
+        )
+    return app

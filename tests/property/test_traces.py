@@ -1,0 +1,233 @@
+"""Whatever else is asked for, whenever it comes, and however little room there is.
+
+Random traces of requests over a pool of pages that is too small for them, so that pages
+are evicted and requests preempted all the time. Each answer is compared with that of
+the same request served alone by an engine that has not served anything yet.
+"""
+
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxserver.adapters.engine.compiling import CompiledSteps
+from jaxserver.adapters.engine.text import TextEngine
+from jaxserver.core.config import EngineConfig
+from jaxserver.core.executables import build_steps
+from jaxserver.ports.types import (
+    Chunk,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenLogprob,
+)
+from tests import engines
+from tests.processors import PROCESSORS
+from tests.tiny import TINY_BYTES, TinyModel, tiny_model
+
+# The hook that checks types draws random numbers, on the engine's thread meanwhile.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+MAX_LEN, PAGE = 128, 16
+PROFILE = hypothesis.settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+TRACES = hypothesis.settings(
+    max_examples=max(200, PROFILE.max_examples),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+
+
+class Crowded(NamedTuple):
+    """Sizes, and the model that goes with them."""
+
+    sizes: EngineConfig
+    kept: str
+
+
+SIZES = EngineConfig(
+    slots=5, max_len=MAX_LEN, max_stream_tokens=8, tokens_per_page=PAGE, pages=11
+)
+CROWDED = {
+    "float32": Crowded(dataclasses.replace(SIZES, prefill_rows=3, pages=9), "float32"),
+    "int8": Crowded(SIZES, "int8"),
+}
+
+
+@functools.cache
+def model(kept: str) -> TinyModel:
+    tiny = tiny_model(TINY_BYTES, MAX_LEN, page_size=PAGE, kept=kept)
+    return tiny._replace(fns=tiny.fns._replace(processors=tuple(PROCESSORS.items())))
+
+
+@functools.cache
+def parts(name: str) -> engines.Parts:
+    crowded = CROWDED[name]
+    tiny = model(crowded.kept)
+    steps = build_steps(tiny.fns, tiny.params, crowded.sizes, tiny.mesh)
+    return engines.Parts(
+        sizes=crowded.sizes, executables=CompiledSteps(steps), params=tiny.params
+    )
+
+
+class Visit(NamedTuple):
+    """A request, when it comes, and after how many chunks it is not wanted any more."""
+
+    request: GenerationRequest
+    delay_seconds: float
+    patience: int | None
+
+
+class Answer(NamedTuple):
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...] | None
+    text: str
+    finish_reason: FinishReason | None
+
+
+BEGINNINGS = [
+    b"",
+    b"You are a helpful assistant. ",
+    b"You are a helpful assistant. Answer in one sentence, please: ",
+    b"You are a harmful assistant. ",
+    b"0123456789abcdef",
+]
+PROMPTS = st.builds(
+    lambda beginning, rest: tuple((beginning + bytes(rest)) or b"x"),
+    st.sampled_from(BEGINNINGS),
+    st.lists(st.integers(0, 255), max_size=40),
+)
+
+
+PROCESSING: st.SearchStrategy[dict[str, dict[str, float]]] = st.sampled_from(
+    [{}, {}, {"no_token_twice": {}}, {"drift": {"token": 97, "step": 6.5}}]
+)
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> SamplingParams:
+    return SamplingParams(
+        greedy=draw(st.booleans()),
+        temperature=draw(st.sampled_from([0.0, 0.7, 1.5])),
+        top_k=draw(st.sampled_from([0, 3, 50])),
+        top_p=draw(st.sampled_from([1.0, 0.9])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.5])),
+        presence_penalty=draw(st.sampled_from([0.0, 1.0])),
+        seed=draw(st.integers(0, 2**64 - 1)),
+        max_new_tokens=draw(st.integers(1, 24)),
+        ignore_eos=draw(st.booleans()),
+        logprobs=draw(st.sampled_from([0, 2])),
+        logits_processors=draw(PROCESSING),
+    )
+
+
+REQUESTS = st.builds(
+    GenerationRequest,
+    prompt=PROMPTS,
+    sampling=wishes(),
+    streaming=st.booleans(),
+    score_prompt=st.sampled_from([False, False, False, True]),
+    choice=st.sampled_from([0, 0, 1]),
+    priority=st.sampled_from([0, 0, 0, -1, 5]),
+)
+VISITS = st.builds(
+    Visit,
+    request=REQUESTS,
+    delay_seconds=st.sampled_from([0.0, 0.0, 0.0, 0.002, 0.01, 0.03]),
+    patience=st.sampled_from([None, None, None, None, 0, 1, 3]),
+)
+
+
+def gather(chunks: Sequence[Chunk]) -> Answer:
+    return Answer(
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs or ()),
+        prompt_logprobs=chunks[0].prompt_logprobs,
+        text="".join(chunk.text for chunk in chunks),
+        finish_reason=chunks[-1].finish_reason,
+    )
+
+
+def alone(name: str, request: GenerationRequest) -> Answer:
+    """By an engine that has served nothing."""
+    with engines.running(parts(name)) as engine:
+        return gather(list(engine.generate(request)))
+
+
+def visit(engine: TextEngine, visitor: Visit, together: threading.Barrier) -> Answer:
+    together.wait()
+    time.sleep(visitor.delay_seconds)
+    stream = engine.generate(visitor.request)
+    if visitor.patience is None:
+        return gather(list(stream))
+    chunks = [c for _, c in zip(range(visitor.patience), stream, strict=False)]
+    stream.cancel()
+    return gather([*chunks, *stream])
+
+
+def in_company(engine: TextEngine, visitors: Sequence[Visit]) -> list[Answer]:
+    together = threading.Barrier(len(visitors))
+    with ThreadPoolExecutor(len(visitors)) as pool:
+        answers = [pool.submit(visit, engine, v, together) for v in visitors]
+        return [answer.result(60) for answer in answers]
+
+
+class House:
+    """One engine a configuration, which goes on from trace to trace."""
+
+    def __init__(self) -> None:
+        self.engines = {name: engines.start(parts(name)) for name in CROWDED}
+        self.num_answers = 0
+
+    def count(self, what: str) -> int:
+        """Of all engines together."""
+        return sum(getattr(e.loop.stats, what) for e in self.engines.values())
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    built = House()
+    yield built
+    for engine in built.engines.values():
+        engine.close(0.0)
+
+
+@TRACES
+@given(
+    name=st.sampled_from(sorted(CROWDED)),
+    visitors=st.lists(VISITS, min_size=2, max_size=7),
+)
+def test_every_answer_of_a_trace_is_bitwise_the_answer_alone(
+    house: House, name: str, visitors: list[Visit]
+) -> None:
+    answers = in_company(house.engines[name], visitors)
+
+    for visitor, answer in zip(visitors, answers, strict=True):
+        expected = alone(name, visitor.request)
+        if answer.finish_reason is FinishReason.CANCELLED:
+            count = len(answer.token_ids)
+            assert answer.token_ids == expected.token_ids[:count]
+            assert answer.logprobs == expected.logprobs[:count]
+        else:
+            assert answer == expected
+            house.num_answers += 1
+
+
+def test_those_traces_evicted_preempted_and_shared(house: House) -> None:
+    """Comes last: without these the property above would show nothing."""
+    assert house.num_answers > 200
+    assert house.count("preemptions") > 20
+    assert house.count("prefix_hits") > 100
+    assert house.count("failed_dispatches") == 0
+    for engine in house.engines.values():
+        stats = engine.loop.stats
+        assert (stats.pages_used, stats.slots_in_use) == (0, 0)
+        assert stats.pages_cached > stats.pages_total // 2
