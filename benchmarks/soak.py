@@ -49,6 +49,7 @@ STORMS = 30
 LONGEST_STORM_SECONDS = 30.0
 REST_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
+LOOKS = 5
 SIZES = ("--max-length", "512", "--max-queue", "64")
 FIXED = {
     "prompt": "The quick brown fox",
@@ -113,7 +114,7 @@ async def soak(url: str, process: psutil.Process, seconds: float, seed: int) -> 
         rng = random.Random(f"{seed} {len(samples)}")
         await storm(url, tally, rng, storm_seconds)
         status = await rest(url)
-        samples.append(sample(status, process, time.monotonic() - began))
+        samples.append(await sample(status, process, time.monotonic() - began))
     after = await ask_fixed(url)
     equal = Check("the same answer before and after", before == after, f"{after!r:.60}")
     wrongs = Check("no wrong answer", not tally.wrongs, f"{len(tally.wrongs)} of them")
@@ -174,12 +175,19 @@ async def rest(url: str) -> dict[str, Any]:
             return status
 
 
-def sample(status: dict[str, Any], process: psutil.Process, seconds: float) -> Sample:
+async def sample(
+    status: dict[str, Any], process: psutil.Process, seconds: float
+) -> Sample:
+    """A connection takes a moment to be gone, so the fewest handles of some looks."""
+    handles = []
+    for _ in range(LOOKS):
+        handles.append(process.num_fds())
+        await asyncio.sleep(SETTLE_SECONDS / LOOKS)
     return Sample(
         seconds=seconds,
         resident_bytes=process.memory_info().rss,
         threads=process.num_threads(),
-        handles=process.num_fds(),
+        handles=min(handles),
         slots_in_use=status["slots_in_use"],
         pages_used=status["pages_used"],
         queue_length=status["queue_length"],
