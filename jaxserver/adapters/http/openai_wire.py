@@ -99,6 +99,10 @@ def _only_with(field: str, other: str, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_ONE_WITH_RECEIPT: dict[str, Any] = {
+    "if": {"properties": {"receipt": {"const": True}}, "required": ["receipt"]},
+    "then": {"properties": {"n": {"maximum": 1}}},
+}
 _STREAMED = _only_with("stream_options", "stream", {"type": "object"})
 _REPORTED = _only_with("top_logprobs", "logprobs", {"type": "integer", "minimum": 1})
 
@@ -154,7 +158,9 @@ class TextFormat(WireModel):
 class OpenAIBody(WireModel):
     """What both routes take."""
 
-    model_config = pydantic.ConfigDict(json_schema_extra={"allOf": [_STREAMED]})
+    model_config = pydantic.ConfigDict(
+        json_schema_extra={"allOf": [_STREAMED, _ONE_WITH_RECEIPT]}
+    )
 
     model: str | None = None
     max_tokens: TokenCount | None = None
@@ -260,7 +266,7 @@ class ChatCompletionBody(OpenAIBody):
     """A conversation whose next turn is wanted."""
 
     model_config = pydantic.ConfigDict(
-        json_schema_extra={"allOf": [_STREAMED, _REPORTED]}
+        json_schema_extra={"allOf": [_STREAMED, _ONE_WITH_RECEIPT, _REPORTED]}
     )
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -304,7 +310,7 @@ class CompletionBody(OpenAIBody):
     """A text, or its token ids, whose continuation is wanted."""
 
     prompt: Prompt
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31), Whole] | None = None
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
 

@@ -100,7 +100,9 @@ def test_an_event_is_a_piece_an_error_or_the_last() -> None:
 
 
 def test_fields_that_need_others_say_so() -> None:
-    streamed, reported = body_schema("/v1/chat/completions")["allOf"]
+    streamed, alone, reported = body_schema("/v1/chat/completions")["allOf"]
+    assert alone["if"]["required"] == ["receipt"]
+    assert alone["then"]["properties"] == {"n": {"maximum": 1}}
     assert streamed["if"]["required"] == ["stream_options"]
     assert streamed["then"]["required"] == ["stream"]
     assert reported["if"]["required"] == ["top_logprobs"]
