@@ -37,6 +37,7 @@ from jaxserver.ports.processors import Processors
 
 Kind = Literal["init", "adopt", "prefill", "score", "decode", "take", "put"]
 """Of an executable."""
+_WITH_WEIGHTS = frozenset({"prefill", "score", "decode"})
 
 
 class Steps(NamedTuple):
@@ -103,49 +104,35 @@ def build_steps(
     def compile_init() -> Compiled:
         return jax.jit(make, out_shardings=placed).lower().compile()
 
-    def compile_adopt() -> Compiled:
-        run = functools.partial(adopt, fns)
-        step = jax.jit(run, donate_argnums=0, out_shardings=placed)
-        return step.lower(state, *inputs("adopt", 0)).compile()
+    def build(run: Callable[..., Any], outs: Any, kind: Kind, size: int) -> Compiled:
+        given = (weights, state) if kind in _WITH_WEIGHTS else (state,)
+        consumed = () if kind == "take" else len(given) - 1
+        step = jax.jit(run, donate_argnums=consumed, out_shardings=outs)
+        return step.lower(*given, *inputs(kind, size)).compile()
 
-    def compile_prefill(kind: Kind, time: int) -> Compiled:
-        run = functools.partial(prefill, fns)
-        step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        return step.lower(weights, state, *inputs(kind, time)).compile()
+    def decode_at(rows: int) -> Callable[..., Any]:
+        return functools.partial(decode, fns, (rows, engine.max_stream_tokens))
 
-    def compile_decode(rows: int) -> Compiled:
-        run = functools.partial(decode, fns, (rows, engine.max_stream_tokens))
-        step = jax.jit(run, donate_argnums=1, out_shardings=outs)
-        return step.lower(weights, state, *inputs("decode", rows)).compile()
-
-    def compile_take() -> Compiled:
-        step = jax.jit(take_page, out_shardings=replicated(mesh))
-        return step.lower(state, *inputs("take", 0)).compile()
-
-    def compile_put() -> Compiled:
-        step = jax.jit(put_page, donate_argnums=0, out_shardings=placed)
-        return step.lower(state, *inputs("put", 0)).compile()
-
+    late = functools.partial
+    first, whole = late(prefill, fns), replicated(mesh)
+    scored = () if engine.score_length is None else (engine.score_length,)
+    moves = (0,) if fns.token_axes else ()
     return Steps(
         init=compile_init,
-        adopt=compile_adopt,
+        adopt=late(build, late(adopt, fns), placed, "adopt", 0),
         prefill={
-            time: functools.partial(compile_prefill, "prefill", time)
+            time: late(build, first, outs, "prefill", time)
             for time in engine.prefill_lengths
         },
-        score={
-            time: functools.partial(compile_prefill, "score", time)
-            for time in (engine.score_length,)
-            if time is not None
-        },
+        score={time: late(build, first, outs, "score", time) for time in scored},
         decode={
-            rows: functools.partial(compile_decode, rows)
+            rows: late(build, decode_at(rows), outs, "decode", rows)
             for rows in engine.decode_ladder
         },
-        take={0: compile_take} if fns.token_axes else {},
-        put={0: compile_put} if fns.token_axes else {},
+        take={size: late(build, take_page, whole, "take", size) for size in moves},
+        put={size: late(build, put_page, placed, "put", size) for size in moves},
         inputs=inputs,
-        share=functools.partial(_compile_share, mesh),
+        share=late(_compile_share, mesh),
         processors=dict(fns.processors),
         token_axes=fns.token_axes,
     )

@@ -67,20 +67,29 @@ class PageCache:
         length = self.tree.match(tokens).length // grid * grid
         match = self.tree.match(tokens[:length])
         num_full, rest = divmod(length, self.tree.page_size)
-        full, source = match.pages[:num_full], match.pages[num_full:]
-        count = num_pages - num_full
-        pinned = dataclasses.replace(self, pool=self.pool.share(match.pages))
-        if not rest:
-            taken = pinned._take(count, below)
-            return taken and _seated(full, taken, length, None)
-        (page,) = source
+        full, room = match.pages[:num_full], (num_pages - num_full, below)
+        seated = None
+        if rest:
+            seated = self._seat_on_part(full, match.pages[-1], room, length)
+        if seated is None:
+            # Without the part, or a page that it keeps from going might be missing.
+            pinned = dataclasses.replace(self, pool=self.pool.share(full))
+            taken = pinned._take(*room)
+            whole = num_full * self.tree.page_size
+            seated = taken and _seated(full, taken, whole, None)
+        return seated
+
+    def _seat_on_part(
+        self, full: tuple[int, ...], page: int, room: tuple[int, int], length: int
+    ) -> tuple[Seat, "PageCache"] | None:
+        """Pages for a row of which the last one that is found matches in part."""
+        _, below = room
+        pinned = dataclasses.replace(self, pool=self.pool.share((*full, page)))
         if not self._is_spare(page, below):
-            return pinned._copied(full, page, (count, below), length)
-        is_whole = len(self.tree.nodes[page].tokens) == rest
-        copied = (
-            None if is_whole else pinned._copied(full, page, (count, below), length)
-        )
-        return copied or pinned._taken_over(full, page, (count, below), length)
+            return pinned._copied(full, page, room, length)
+        is_whole = len(self.tree.nodes[page].tokens) == length % self.tree.page_size
+        copied = None if is_whole else pinned._copied(full, page, room, length)
+        return copied or pinned._taken_over(full, page, room, length)
 
     def _is_spare(self, page: int, below: int) -> bool:
         """Whether a row may have a page of the tree and write behind what it keeps."""

@@ -166,7 +166,9 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
 def _chunk(running: RunningRequest, longest: int) -> Chunk:
     tokens, start = running.request.tokens, running.prefilled
     end = min(start + longest, running.wanted)
-    targets = tokens[start + 1 : min(end + 1, running.request.prompt_length)]
+    targets = None
+    if running.request.scored:
+        targets = tokens[start + 1 : min(end + 1, running.request.prompt_length)]
     return Chunk(
         request_id=running.request.request_id,
         slot=running.slot,
@@ -175,7 +177,7 @@ def _chunk(running: RunningRequest, longest: int) -> Chunk:
         is_last=end == running.wanted,
         pages=running.pages,
         seat=None if running.is_begun else Seated(tokens[:start], running.copy),
-        targets=targets if running.request.scored else None,
+        targets=targets,
     )
 
 

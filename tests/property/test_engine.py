@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import os
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import hypothesis
@@ -21,15 +18,13 @@ from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.ports.types import (
     MAX_SEED,
-    Chunk,
     FinishReason,
     GenerationRequest,
     SamplingParams,
-    TokenLogprob,
-    Usage,
 )
 from tests import engines
 from tests.fakes import ByteTokenizer
+from tests.property.visits import Answer, Visit, alone, assert_as_alone, in_company
 from tests.tiny import TINY_BYTES, tiny_model
 
 # The hook that checks types draws random numbers, on the engine's thread meanwhile.
@@ -43,28 +38,6 @@ SLOW = hypothesis.settings(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 """An example serves up to 48 requests."""
-
-
-class Answer(NamedTuple):
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] | None
-    text: str
-    finish_reason: FinishReason | None
-    usage: Usage
-    seed: int | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Visit:
-    """A request, when it comes and whether it stays.
-
-    Attributes:
-        patience: Chunks that are read before it is cancelled; None reads all.
-    """
-
-    request: GenerationRequest
-    delay_seconds: float
-    patience: int | None
 
 
 def token_ids(length: int, seed: int) -> tuple[int, ...]:
@@ -135,52 +108,6 @@ def house() -> Iterator[House]:
     with contextlib.ExitStack() as stack:
         parts = [engines.Parts(sizes=size) for size in sizes]
         yield House(*[stack.enter_context(engines.running(part)) for part in parts])
-
-
-def gather(chunks: Sequence[Chunk]) -> Answer:
-    last = chunks[-1]
-    entries = [c.logprobs for c in chunks if c.logprobs is not None]
-    return Answer(
-        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
-        logprobs=tuple(e for some in entries for e in some) if entries else None,
-        text="".join(chunk.text for chunk in chunks),
-        finish_reason=last.finish_reason,
-        usage=last.usage,
-        seed=last.seed,
-    )
-
-
-def alone(engine: TextEngine, request: GenerationRequest) -> Answer:
-    return gather(list(engine.generate(request)))
-
-
-def visit(engine: TextEngine, visitor: Visit, together: threading.Barrier) -> Answer:
-    together.wait()
-    time.sleep(visitor.delay_seconds)
-    stream = engine.generate(visitor.request)
-    if visitor.patience is None:
-        return gather(list(stream))
-    chunks = [c for _, c in zip(range(visitor.patience), stream, strict=False)]
-    stream.cancel()
-    return gather([*chunks, *stream])
-
-
-def in_company(engine: TextEngine, visitors: Sequence[Visit]) -> list[Answer]:
-    together = threading.Barrier(len(visitors))
-    with ThreadPoolExecutor(len(visitors)) as pool:
-        answers = [pool.submit(visit, engine, v, together) for v in visitors]
-        return [answer.result() for answer in answers]
-
-
-def assert_as_alone(answer: Answer, expected: Answer) -> None:
-    """All of it where it finished; what there is of it where it was cancelled."""
-    if answer.finish_reason is not FinishReason.CANCELLED:
-        assert answer == expected
-        return
-    count = len(answer.token_ids)
-    assert answer.token_ids == expected.token_ids[:count]
-    if answer.logprobs and expected.logprobs:
-        assert answer.logprobs == expected.logprobs[:count]
 
 
 @SLOW

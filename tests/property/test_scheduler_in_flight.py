@@ -245,3 +245,24 @@ def test_waiting_makes_a_request_more_urgent() -> None:
 
     assert admitted(9.0) == 0
     assert admitted(4.0) == 1
+
+
+def test_a_page_that_matches_in_part_keeps_nobody_waiting_for_it() -> None:
+    """Of six pages the second request needs all, and finds one and a half."""
+    engine = EngineConfig(slots=2, max_len=48, tokens_per_page=8, pages=6)
+    asked = {
+        0: Asked(prompt=tuple(range(40)), answer=(1, 2, 3, 4)),
+        1: Asked(prompt=(*range(12), *range(100, 130)), answer=(5, 6, 7, 8)),
+    }
+    device, state = SimulatedDevice(engine, asked), scheduler.empty(engine)
+    for request_id, request in asked.items():
+        queued = QueuedRequest(
+            request_id=request_id, tokens=request.prompt, limit=46, streaming=False
+        )
+        state = scheduler.submit(state, queued)
+        while state.requests:
+            plan, state = scheduler.plan(state, engine, 0.0)
+            assert plan is not None
+            outcome = device.run(plan, 0.01)
+            state = scheduler.absorb(state, engine, plan, outcome)
+    assert state.num_hits == 1

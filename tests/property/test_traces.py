@@ -8,10 +8,7 @@ the same request served alone by an engine that has not served anything yet.
 import dataclasses
 import functools
 import os
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import hypothesis
@@ -20,18 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
-from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.ports.types import (
-    Chunk,
     FinishReason,
     GenerationRequest,
     SamplingParams,
-    TokenLogprob,
 )
 from tests import engines
 from tests.processors import PROCESSORS
+from tests.property.visits import Answer, Visit, alone, assert_as_alone, in_company
 from tests.tiny import TINY_BYTES, TinyModel, tiny_model
 
 # The hook that checks types draws random numbers, on the engine's thread meanwhile.
@@ -75,22 +70,6 @@ def parts(name: str) -> engines.Parts:
     return engines.Parts(
         sizes=crowded.sizes, executables=CompiledSteps(steps), params=tiny.params
     )
-
-
-class Visit(NamedTuple):
-    """A request, when it comes, and after how many chunks it is not wanted any more."""
-
-    request: GenerationRequest
-    delay_seconds: float
-    patience: int | None
-
-
-class Answer(NamedTuple):
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...]
-    prompt_logprobs: tuple[TokenLogprob, ...] | None
-    text: str
-    finish_reason: FinishReason | None
 
 
 BEGINNINGS = [
@@ -146,38 +125,10 @@ VISITS = st.builds(
 )
 
 
-def gather(chunks: Sequence[Chunk]) -> Answer:
-    return Answer(
-        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
-        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs or ()),
-        prompt_logprobs=chunks[0].prompt_logprobs,
-        text="".join(chunk.text for chunk in chunks),
-        finish_reason=chunks[-1].finish_reason,
-    )
-
-
-def alone(name: str, request: GenerationRequest) -> Answer:
+def served_alone(name: str, request: GenerationRequest) -> Answer:
     """By an engine that has served nothing."""
     with engines.running(parts(name)) as engine:
-        return gather(list(engine.generate(request)))
-
-
-def visit(engine: TextEngine, visitor: Visit, together: threading.Barrier) -> Answer:
-    together.wait()
-    time.sleep(visitor.delay_seconds)
-    stream = engine.generate(visitor.request)
-    if visitor.patience is None:
-        return gather(list(stream))
-    chunks = [c for _, c in zip(range(visitor.patience), stream, strict=False)]
-    stream.cancel()
-    return gather([*chunks, *stream])
-
-
-def in_company(engine: TextEngine, visitors: Sequence[Visit]) -> list[Answer]:
-    together = threading.Barrier(len(visitors))
-    with ThreadPoolExecutor(len(visitors)) as pool:
-        answers = [pool.submit(visit, engine, v, together) for v in visitors]
-        return [answer.result(60) for answer in answers]
+        return alone(engine, request)
 
 
 class House:
@@ -211,14 +162,9 @@ def test_every_answer_of_a_trace_is_bitwise_the_answer_alone(
     answers = in_company(house.engines[name], visitors)
 
     for visitor, answer in zip(visitors, answers, strict=True):
-        expected = alone(name, visitor.request)
-        if answer.finish_reason is FinishReason.CANCELLED:
-            count = len(answer.token_ids)
-            assert answer.token_ids == expected.token_ids[:count]
-            assert answer.logprobs == expected.logprobs[:count]
-        else:
-            assert answer == expected
-            house.num_answers += 1
+        assert_as_alone(answer, served_alone(name, visitor.request))
+        is_whole = answer.finish_reason is not FinishReason.CANCELLED
+        house.num_answers += is_whole
 
 
 def test_those_traces_evicted_preempted_and_shared(house: House) -> None:

@@ -388,11 +388,8 @@ def test_a_model_whose_files_went_away_has_no_fingerprint(
     monkeypatch.setattr(server_module, "load_model", load)
     server = servers.open()
     assert server.fingerprint() is None
-    answer = (
-        TestClient(server.app(pages=False))
-        .post("/v1/completions", json={"prompt": "a"})
-        .json()
-    )
+    client = TestClient(server.app(pages=False))
+    answer = client.post("/v1/completions", json={"prompt": "a"}).json()
     assert answer["system_fingerprint"] is None
 
 

@@ -36,15 +36,12 @@ class Limits(NamedTuple):
     @classmethod
     def of(cls, fns: ModelFns, engine: EngineConfig) -> Self:
         """What a model's functions allow."""
-        can_score = engine.score_length is not None
-        if fns.encode is None:
-            alone = cls(fns.max_len, can_score=can_score)
-            return alone._replace(processors=dict(fns.processors))
+        reads = fns.encode is not None
         return cls(
-            fns.max_len,
-            fns.encoder_lengths[-1],
-            len(fns.decoder_prompt),
-            can_score=False,
+            max_len=fns.max_len,
+            max_input=fns.encoder_lengths[-1] if reads else None,
+            decoder_prompt=len(fns.decoder_prompt) if reads else 0,
+            can_score=engine.score_length is not None,
             processors=dict(fns.processors),
         )
 

@@ -63,7 +63,7 @@ def read(path: Path) -> Saved:
     """
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            header = _header(path, file.metadata() or {})
+            header = _header(path, file.metadata() or {}, len(file.keys()))
             receipt = Receipt.from_json(header["receipt"])
             pages, leaves = header["pages"], header["leaves"]
             kept = tuple(
@@ -75,7 +75,7 @@ def read(path: Path) -> Saved:
     return Saved(receipt, header["is_finished"], KeptPages(header["length"], kept))
 
 
-def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def _header(path: Path, metadata: dict[str, str], num_tensors: int) -> dict[str, Any]:
     try:
         header = {name: json.loads(metadata[name]) for name in _FIELDS}
     except (KeyError, ValueError, RecursionError) as error:
@@ -84,6 +84,9 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     are_counts = all(type(count) is int and count >= 0 for count in counts)
     if not are_counts or type(header["is_finished"]) is not bool:
         raise _broken(path, f"counts that are none: {counts}"[:80])
+    _, pages, leaves = counts
+    if pages * leaves != num_tensors or bool(pages) != bool(leaves):
+        raise _broken(path, f"{num_tensors} arrays, said to be {counts}"[:80])
     return header
 
 

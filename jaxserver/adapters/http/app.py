@@ -90,16 +90,17 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
         status=status,
         read=read,
     )
-    app.include_router(original.router())
-    app.include_router(openai.router())
+    beside: list[fastapi.APIRouter] = []
     if status is not None:
-        app.include_router(StatusRoutes(status=status).router())
+        beside.append(StatusRoutes(status=status).router())
     if metrics is not None:
-        app.include_router(MetricsRoutes(metrics=metrics).router())
+        beside.append(MetricsRoutes(metrics=metrics).router())
     if profiler is not None:
-        app.include_router(ProfileRoutes(profiler=profiler, read=read).router())
+        beside.append(ProfileRoutes(profiler=profiler, read=read).router())
     if tokenizer is not None:
-        app.include_router(TokenizerRoutes(tokenizer=tokenizer, read=read).router())
+        beside.append(TokenizerRoutes(tokenizer=tokenizer, read=read).router())
+    for routes in (original.router(), openai.router(), *beside):
+        app.include_router(routes)
     return app
 
 

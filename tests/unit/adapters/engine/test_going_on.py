@@ -227,6 +227,7 @@ def saved_with(
         {"length": "10000"},
         {"length": "3"},
         {"pages": "7"},
+        {"pages": "1000000000000", "leaves": "0"},
         {"leaves": "1"},
         {"is_finished": "0"},
     ],
