@@ -61,11 +61,20 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def end(self, seconds: float = 30) -> tuple[int, str]:
-        """The exit code, and what was shown before."""
+    def end(self, seconds: float = 30, again: str = "") -> tuple[int, str]:
+        """The exit code, and what was shown before.
+
+        A key that is to be pressed `again` is, as a person would, after five seconds:
+        Python's `input` may miss the interrupt that comes just as its prompt appears.
+        """
         deadline = time.monotonic() + seconds
-        while piece := self._read(deadline - time.monotonic()):
-            self._seen += piece
+        while (left := deadline - time.monotonic()) > 0:
+            if piece := self._read(min(left, 5)):
+                self._seen += piece
+            elif self._process.poll() is not None:
+                break
+            elif again:
+                self.type(again)
         return self._process.wait(seconds), self._seen
 
     def _read(self, seconds: float) -> str:

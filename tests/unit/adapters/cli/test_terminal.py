@@ -40,7 +40,7 @@ def test_a_conversation_goes_on_after_ctrl_c_and_keeps_what_came() -> None:
         terminal.type(CTRL_C)
         terminal.read_until("> ")
         terminal.type(CTRL_C)
-        code, shown = terminal.end()
+        code, shown = terminal.end(again=CTRL_C)
     assert code == 130
     assert "user: one\\nassistant: word0 word1 word2 " in shown
     assert "\\nuser: two\\nassistant: " in shown
