@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from jaxserver.adapters.checkpoints.locate import locate
+from jaxserver.adapters.engine.compile_cache import keep_compiled_code
 from jaxserver.ports.config import DEFAULT_MODEL
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -35,6 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="every model of the sharding tests on every mesh, not a few",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is compiled once is compiled for all workers and the next session too.
+
+    `--cache-clear` begins anew.
+    """
+    assert config.cache is not None
+    keep_compiled_code(config.cache.mkdir("compiled"))
 
 
 @pytest.fixture(autouse=True)

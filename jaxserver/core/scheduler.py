@@ -227,53 +227,53 @@ def _dispatched(state: SchedulerState, plan: Plan) -> SchedulerState:
     ahead, ends = _ahead(plan), {}
     if isinstance(plan, PrefillPlan):
         ends = {c.request_id: c.start + c.length for c in plan.chunks}
-
-    def count(running: RunningRequest) -> RunningRequest:
+    counted = []
+    for running in state.running:
         request = running.request
         request_id = request.request_id
-        if request_id not in ahead:
-            return running
-        more = dataclasses.replace(
-            request, unread=request.unread + 1, ahead=request.ahead + ahead[request_id]
-        )
-        end = ends.get(request_id, running.prefilled)
-        return dataclasses.replace(running, request=more, prefilled=end, is_begun=True)
-
+        if request_id in ahead:
+            more = dataclasses.replace(
+                request,
+                unread=request.unread + 1,
+                ahead=request.ahead + ahead[request_id],
+            )
+            end = ends.get(request_id, running.prefilled)
+            running = dataclasses.replace(
+                running, request=more, prefilled=end, is_begun=True
+            )
+        counted.append(running)
     return dataclasses.replace(
-        state,
-        running=tuple(count(r) for r in state.running),
-        decoded_last=isinstance(plan, DecodePlan),
+        state, running=tuple(counted), decoded_last=isinstance(plan, DecodePlan)
     )
 
 
 def _read(state: SchedulerState, plan: Plan, outcome: Outcome) -> SchedulerState:
     """Takes in the tokens of a dispatch, wherever its requests are by now."""
     ahead = _ahead(plan)
-    prefilled = (
-        {chunk.request_id for chunk in plan.chunks if chunk.is_last}
-        if isinstance(plan, PrefillPlan)
-        else set()
-    )
-
-    def read(request: QueuedRequest) -> QueuedRequest:
+    is_prefill = isinstance(plan, PrefillPlan)
+    known = {}
+    for request in state.requests:
         request_id = request.request_id
         if request_id not in ahead:
-            return request
+            continue
         drawn = outcome.drawn.get(request_id, ())
-        return dataclasses.replace(
+        known[request_id] = dataclasses.replace(
             request,
             tokens=(*request.tokens, *drawn),
             num_drawn=request.num_drawn + len(drawn),
             unread=request.unread - 1,
             ahead=request.ahead - ahead[request_id],
-            scored=request.scored and request_id not in prefilled,
+            # A prefill chooses a token after the prompt's last chunk alone.
+            scored=request.scored and not (is_prefill and ahead[request_id]),
         )
-
-    running = tuple(
-        dataclasses.replace(r, request=read(r.request)) for r in state.running
+    return dataclasses.replace(
+        state,
+        running=tuple(
+            dataclasses.replace(r, request=known.get(r.request.request_id, r.request))
+            for r in state.running
+        ),
+        waiting=tuple(known.get(r.request_id, r) for r in state.waiting),
     )
-    waiting = tuple(read(request) for request in state.waiting)
-    return dataclasses.replace(state, running=running, waiting=waiting)
 
 
 def _ahead(plan: Plan) -> dict[int, int]:

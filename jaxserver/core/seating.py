@@ -127,11 +127,7 @@ def make_room(
 
     When pages run out, the youngest request gives up its own.
     """
-
-    def in_order(state: SchedulerState) -> list[RunningRequest]:
-        return sorted(state.running, key=lambda r: r.request.request_id)
-
-    for running in in_order(state):
+    for running in sorted(state.running, key=_arrival):
         if not running.is_decoding or running not in state.running:
             continue
         request = running.request
@@ -144,8 +140,12 @@ def make_room(
                 larger = dataclasses.replace(running, pages=pages)
                 state = replaced(dataclasses.replace(state, cache=cache), larger)
                 break
-            state = _preempt(state, engine, in_order(state)[-1])
+            state = _preempt(state, engine, max(state.running, key=_arrival))
     return state
+
+
+def _arrival(running: RunningRequest) -> int:
+    return running.request.request_id
 
 
 def _preempt(

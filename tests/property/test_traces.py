@@ -48,10 +48,10 @@ class Crowded(NamedTuple):
 
 
 SIZES = EngineConfig(
-    slots=5, max_len=MAX_LEN, max_stream_tokens=8, tokens_per_page=PAGE, pages=11
+    slots=5, max_len=MAX_LEN, max_stream_tokens=8, tokens_per_page=PAGE, pages=9
 )
 CROWDED = {
-    "float32": Crowded(dataclasses.replace(SIZES, prefill_rows=3, pages=9), "float32"),
+    "float32": Crowded(dataclasses.replace(SIZES, prefill_rows=3), "float32"),
     "int8": Crowded(SIZES, "int8"),
 }
 

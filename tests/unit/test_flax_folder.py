@@ -24,7 +24,7 @@ from tests.contract import tiny_tokenizers
 from tests.fakes import known
 from tests.flax_folders import flat, random_flax, save
 from tests.tiny_flax import TinyFlax
-from tests.unit.test_wiring import compile_cache, nobody
+from tests.unit.test_wiring import nobody
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated", "ignore:.*model-agnostic default"
@@ -76,11 +76,10 @@ def answers(model: wiring.Model, compiled: CompiledSteps) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
+def memory() -> Memory:
     tiny = small("gpt2")
     model = wiring.take_model(tiny.model, tiny.params, tokenizer(), CONFIG)
-    with compile_cache(tmp_path_factory.mktemp("compiled")):
-        compiled = wiring.compile_model(model, CONFIG, nobody)
+    compiled = wiring.compile_model(model, CONFIG, nobody)
     return Memory(tiny, compiled, answers(model, compiled))
 
 

@@ -18,7 +18,7 @@ from jaxserver import __main__ as command
 from jaxserver.adapters.cli.app import build
 from jaxserver.adapters.cli.program import Program
 from jaxserver.server import JAXServer
-from tests.unit.test_wiring import TEMPLATE, compile_cache, write_model
+from tests.unit.test_wiring import TEMPLATE, write_model
 
 PROGRAM = build(
     Program(
@@ -38,12 +38,6 @@ def run(*arguments: str | Path) -> Result:
 
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compile_cache(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

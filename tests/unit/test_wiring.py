@@ -255,12 +255,11 @@ def test_a_weight_of_another_shape_is_named(
 
 
 def test_nothing_is_compiled_early_when_told_not_to(
-    config: ServerConfig, model: wiring.Model, tmp_path: Path
+    config: ServerConfig, model: wiring.Model
 ) -> None:
     before = COMPILES.count
-    with compile_cache(tmp_path):
-        later = dataclasses.replace(config, pre_compile=False)
-        wiring.compile_model(model, later, nobody)
+    later = dataclasses.replace(config, pre_compile=False)
+    wiring.compile_model(model, later, nobody)
 
     assert COMPILES.count == before
 
@@ -283,14 +282,9 @@ def test_compiled_code_is_kept_in_our_cache_unless_jax_was_told_where(
 
 
 @pytest.fixture(scope="module")
-def compiled(
-    config: ServerConfig,
-    model: wiring.Model,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> CompiledSteps:
+def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
     heard: list[tuple[str, int, int]] = []
-    with compile_cache(tmp_path_factory.mktemp("compiled")):
-        made = wiring.compile_model(model, config, lambda *one: heard.append(one))
+    made = wiring.compile_model(model, config, lambda *one: heard.append(one))
     assert heard == [("compile", count, 7) for count in range(1, 8)]
     return made
 
