@@ -16,7 +16,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
 hypothesis.settings.register_profile(
-    "ci", max_examples=50, deadline=None, derandomize=True, print_blob=True
+    "ci", max_examples=30, deadline=None, derandomize=True, print_blob=True
 )
 hypothesis.settings.register_profile("nightly", max_examples=5000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
