@@ -48,10 +48,10 @@ class Crowded(NamedTuple):
 
 
 SIZES = EngineConfig(
-    slots=5, max_len=MAX_LEN, max_stream_tokens=8, tokens_per_page=PAGE, pages=9
+    slots=5, max_len=MAX_LEN, max_stream_tokens=8, tokens_per_page=PAGE, pages=11
 )
 CROWDED = {
-    "float32": Crowded(dataclasses.replace(SIZES, prefill_rows=3), "float32"),
+    "float32": Crowded(dataclasses.replace(SIZES, prefill_rows=3, pages=9), "float32"),
     "int8": Crowded(SIZES, "int8"),
 }
 
@@ -101,7 +101,7 @@ def wishes(draw: st.DrawFn) -> SamplingParams:
         repetition_penalty=draw(st.sampled_from([1.0, 1.5])),
         presence_penalty=draw(st.sampled_from([0.0, 1.0])),
         seed=draw(st.integers(0, 2**64 - 1)),
-        max_new_tokens=draw(st.integers(1, 24)),
+        max_new_tokens=draw(st.integers(1, 48)),
         ignore_eos=draw(st.booleans()),
         logprobs=draw(st.sampled_from([0, 2])),
         logits_processors=draw(PROCESSING),
