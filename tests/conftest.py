@@ -8,6 +8,7 @@ import hypothesis
 import jax
 import pytest
 
+from jaxserver.adapters.checkpoints.cache import cache_folder
 from jaxserver.adapters.checkpoints.locate import locate
 from jaxserver.adapters.engine.compile_cache import keep_compiled_code
 from jaxserver.ports.config import DEFAULT_MODEL
@@ -38,13 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """What is compiled once is compiled for all workers and the next session too.
-
-    `--cache-clear` begins anew.
-    """
-    assert config.cache is not None
-    keep_compiled_code(config.cache.mkdir("compiled"))
+def pytest_configure() -> None:
+    """What is compiled once is compiled for all workers, servers and sessions."""
+    keep_compiled_code(cache_folder() / "compiled")
 
 
 @pytest.fixture(autouse=True)
