@@ -90,11 +90,7 @@ def build_steps(
     fns = on_devices(fns, params, mesh)
     make = functools.partial(init_state, fns, engine.slots, engine.num_pages)
     shapes = jax.eval_shape(make)
-    state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
-    cache = jax.tree.map(
-        lambda leaf: _on_mesh(leaf, fns.cache_axes(leaf.shape), mesh), shapes.cache
-    )
-    state = state._replace(cache=cache)
+    state = _state_on_mesh(fns, shapes, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     outs = (placed, replicated(mesh))
     weights = jax.tree.map(_abstract, params)
@@ -136,6 +132,14 @@ def build_steps(
         processors=dict(fns.processors),
         token_axes=fns.token_axes,
     )
+
+
+def _state_on_mesh(fns: ModelFns, shapes: Any, mesh: Mesh) -> Any:
+    state = jax.tree.map(lambda leaf: _on_mesh(leaf, ("batch",), mesh), shapes)
+    cache = jax.tree.map(
+        lambda leaf: _on_mesh(leaf, fns.cache_axes(leaf.shape), mesh), shapes.cache
+    )
+    return state._replace(cache=cache)
 
 
 def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
