@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import fastapi
 from fastapi.exceptions import RequestValidationError
@@ -90,18 +90,28 @@ def create_app(  # noqa: PLR0913  # one name for each port and limit
         status=status,
         read=read,
     )
-    beside: list[fastapi.APIRouter] = []
-    if status is not None:
-        beside.append(StatusRoutes(status=status).router())
-    if metrics is not None:
-        beside.append(MetricsRoutes(metrics=metrics).router())
-    if profiler is not None:
-        beside.append(ProfileRoutes(profiler=profiler, read=read).router())
-    if tokenizer is not None:
-        beside.append(TokenizerRoutes(tokenizer=tokenizer, read=read).router())
+    beside = _beside(status, metrics, profiler, tokenizer, read)
     for routes in (original.router(), openai.router(), *beside):
         app.include_router(routes)
     return app
+
+
+def _beside(
+    status: ServerStatus | None,
+    metrics: Metrics | None,
+    profiler: Profiler | None,
+    tokenizer: Tokenizer | None,
+    read: BodyReader,
+) -> Iterator[fastapi.APIRouter]:
+    """The routes that come with a port."""
+    if status is not None:
+        yield StatusRoutes(status=status).router()
+    if metrics is not None:
+        yield MetricsRoutes(metrics=metrics).router()
+    if profiler is not None:
+        yield ProfileRoutes(profiler=profiler, read=read).router()
+    if tokenizer is not None:
+        yield TokenizerRoutes(tokenizer=tokenizer, read=read).router()
 
 
 def _bare_app(pool: HandlerPool) -> DescribedApp:
