@@ -1,9 +1,10 @@
 """What the readers of folders have in common: JSON, shards, and words for errors."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pydantic_core
 
 from jaxserver.ports.errors import BrokenCheckpoint
 
@@ -19,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
         BrokenCheckpoint: The file cannot be read or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = pydantic_core.from_json(path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:

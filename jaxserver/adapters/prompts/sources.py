@@ -1,9 +1,10 @@
 """Where a checkpoint keeps its chat template: files of a folder, or GGUF metadata."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pydantic_core
 
 from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
 from jaxserver.ports.errors import BrokenCheckpoint
@@ -82,10 +83,11 @@ def _text(token: Any) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """Of text that can be written down: halves of characters are refused."""
     if not file.is_file():
         return {}
     try:
-        content = json.loads(_read(file))
+        content = pydantic_core.from_json(_read(file))
     except (ValueError, RecursionError) as error:
         found = str(error)
     else:

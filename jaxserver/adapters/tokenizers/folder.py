@@ -1,11 +1,11 @@
 """A tokenizer from the folder of a Hugging Face checkpoint."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
 import tokenizers
 
 from jaxserver.adapters.tokenizers.ends import MAX_TOKEN_CHARACTERS, put_around
@@ -176,10 +176,11 @@ def _text(token: Any) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """Of text that can be written down: halves of characters are refused."""
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = pydantic_core.from_json(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         found = str(error)
     else:

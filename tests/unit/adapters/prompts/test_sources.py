@@ -72,7 +72,9 @@ def test_a_template_of_another_shape_is_named(tmp_path: Path, template: Any) -> 
         from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"\xff", rb'{"chat_template": "\ud800"}']
+)
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(BrokenCheckpoint, match=r"tokenizer_config\.json"):

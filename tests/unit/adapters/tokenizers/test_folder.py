@@ -157,6 +157,8 @@ LONG = f'{{"%s": "{"x" * 513}"}}'
         ("tokenizer_config.json", "{", "a JSON object"),
         ("generation_config.json", "[]", "a JSON object, found a list"),
         ("tokenizer_config.json", "[" * 5_000, "a JSON object"),
+        # Half of a character, which is no text that a vocabulary could have.
+        ("tokenizer_config.json", r'{"bos_token": "\ud800"}', "a JSON object"),
         ("tokenizer_config.json", LONG % "bos_token", "at most 512 .* one of 513"),
         (
             "added_tokens.json",
