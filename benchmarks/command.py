@@ -84,24 +84,35 @@ async def measure(url: str, args: argparse.Namespace) -> list[Figures]:
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
     ) as client:
-        await run(client, args, clients=1, requests=1)
+        asked = Asked(args)
+        await run(client, asked, clients=1, requests=1)
         return [
             figures(
-                await run(client, args, clients, args.requests or max(8, 4 * clients))
+                await run(client, asked, clients, args.requests or max(8, 4 * clients))
             )
             for clients in args.clients
         ]
 
 
+@dataclasses.dataclass
+class Asked:
+    """What has been asked, so that nothing is asked twice."""
+
+    args: argparse.Namespace
+    requests: int = 0
+
+
 async def run(
-    client: httpx.AsyncClient, args: argparse.Namespace, clients: int, requests: int
+    client: httpx.AsyncClient, asked: Asked, clients: int, requests: int
 ) -> Run:
     workload = Workload(
         clients=clients,
         requests=requests,
-        prompt_tokens=args.prompt_tokens,
-        new_tokens=args.new_tokens,
+        prompt_tokens=asked.args.prompt_tokens,
+        new_tokens=asked.args.new_tokens,
+        asked_before=asked.requests,
     )
+    asked.requests += requests
     done = await drive(client, workload)
     for failure in sorted(set(done.failures)):
         print(f"failed: {failure}", file=sys.stderr)

@@ -37,12 +37,17 @@ class Workload:
         requests: How many there are altogether.
         prompt_tokens: About how long prompts are, the chat template not counted.
         new_tokens: Exactly how long answers are; end tokens are ignored.
+        asked_before: How many of the texts there are were asked already, so that no
+            server remembers one.
+        model: What is asked for, where a server wants to hear it.
     """
 
     clients: int
     requests: int
     prompt_tokens: int = 128
     new_tokens: int = 64
+    asked_before: int = 0
+    model: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +82,9 @@ class Run:
     failures: tuple[str, ...] = ()
 
 
-def prompts(tokens: int) -> Iterator[str]:
+def prompts(tokens: int, first: int = 0) -> Iterator[str]:
     """Texts that share no beginning, the same ones every time."""
-    for number in itertools.count():
+    for number in itertools.count(first):
         words = random.Random(number).choices(WORDS, k=round(tokens * WORDS_PER_TOKEN))
         yield " ".join(words)
 
@@ -88,14 +93,15 @@ async def drive(
     client: httpx.AsyncClient, workload: Workload, clock: Clock = time.perf_counter
 ) -> Run:
     """Keeps `clients` requests in flight until all of them are answered."""
-    texts = itertools.islice(prompts(workload.prompt_tokens), workload.requests)
+    every = prompts(workload.prompt_tokens, workload.asked_before)
+    texts = itertools.islice(every, workload.requests)
     answers: list[Answer] = []
     failures: list[str] = []
 
     async def ask_in_turn() -> None:
         for text in texts:
             try:
-                answers.append(await ask(client, text, workload.new_tokens, clock))
+                answers.append(await ask(client, text, workload, clock))
             except (httpx.HTTPError, RequestFailed) as error:
                 failures.append(f"{type(error).__name__}: {error}")
 
@@ -112,7 +118,7 @@ async def drive(
 
 
 async def ask(
-    client: httpx.AsyncClient, text: str, new_tokens: int, clock: Clock
+    client: httpx.AsyncClient, text: str, workload: Workload, clock: Clock
 ) -> Answer:
     """Streams one answer.
 
@@ -121,12 +127,14 @@ async def ask(
     """
     body = {
         "messages": [{"role": "user", "content": text}],
-        "max_tokens": new_tokens,
+        "max_tokens": workload.new_tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if workload.model is not None:
+        body["model"] = workload.model
     sent, stamps, usage = clock(), [], None
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
