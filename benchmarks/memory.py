@@ -29,6 +29,8 @@ SETTINGS: Mapping[str, Any] = {
 }
 PROMPT = "Once upon a time"
 NEW_TOKENS = 16
+MOST = 1.3
+"""Of what is planned, in use at most."""
 MIB = 2**20
 
 
@@ -53,7 +55,10 @@ def main() -> None:
     print(f"Planned {planned / MIB:,.0f} MiB.")
     print(f"In use before loading {used.before / MIB:,.0f} MiB,", end=" ")
     print(f"at most {used.peak / MIB:,.0f} MiB.")
-    print(f"The most less before is {(used.peak - used.before) / planned:.3f} of it.")
+    share = (used.peak - used.before) / planned
+    print(f"The most less before is {share:.3f} of it.")
+    if share > MOST:
+        raise SystemExit(f"expected at most {MOST}")
 
 
 def plan(model: str) -> int:

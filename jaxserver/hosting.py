@@ -37,7 +37,7 @@ class Host:
     """Implements the `Generator` and `ServerStatus` ports around an engine.
 
     Attributes:
-        config: What it was given; the number of slots is known once it has a model.
+        config: What it was given; once it has a model, with the sizes that came of it.
         model_name: Name under which the model is served.
         model: What it serves, None before it is loaded.
         compiled: The executables, None before they are known.
@@ -88,8 +88,10 @@ class Host:
         """
         try:
             self.model = with_processors(load(), self._processors)
-            slots = self.model.engine.slots
-            self.config = dataclasses.replace(self.config, slots=slots)
+            sizes = self.model.engine
+            self.config = dataclasses.replace(
+                self.config, slots=sizes.slots, max_length=sizes.max_len
+            )
             on_loaded(self.model)
             self.identity = in_background(functools.partial(self._identify, self.model))
             self._state = ServerState.COMPILING

@@ -21,6 +21,7 @@ from jaxserver.ports.errors import UnsupportedMessages
 from jaxserver.ports.generator import SavableStream
 from jaxserver.ports.handlers import (
     CANCEL,
+    URGENCY,
     Answer,
     ChatRequest,
     History,
@@ -211,6 +212,7 @@ class JAXServer:
             sampling=params,
             truncate=self.config.use_prefix_tokenizer,
             origin=ORIGIN.get(),
+            **URGENCY.get()._asdict(),
         )
         text = ""
         with self.generate(request) as stream:

@@ -231,6 +231,7 @@ def _saved(model: Any, tokenizer: Any) -> Parts:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
         return _of_folder(Path(folder))
 
 

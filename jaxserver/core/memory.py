@@ -10,7 +10,13 @@ from jax.sharding import Mesh
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.params import ParamSpec
-from jaxserver.core.sharding import WEIGHT_AXES, num_devices, num_parts, undivided
+from jaxserver.core.sharding import (
+    WEIGHT_AXES,
+    num_devices,
+    num_gathered_parts,
+    num_parts,
+    undivided,
+)
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns
 
@@ -51,7 +57,8 @@ def plan_memory(
             for spec, count in zip(specs, counts, strict=True)
         ),
         cache_bytes_per_device=_cache_bytes(fns, engine.num_pages, mesh),
-        working_bytes_per_device=_widened_bytes(specs, counts, dtype),
+        working_bytes_per_device=_widened_bytes(specs, counts, dtype)
+        + _gathered_bytes(specs, fns, mesh, dtype),
         replicated=tuple(
             spec.path
             for spec, part in zip(specs, parts, strict=True)
@@ -83,6 +90,24 @@ def _widened_bytes(
     pairs = zip(specs, counts, strict=True)
     widened = [count for spec, count in pairs if spec.dtype is None]
     return max(widened, default=0) * _COMPUTED_BYTES
+
+
+def _gathered_bytes(
+    specs: Iterable[ParamSpec], fns: ModelFns, mesh: Mesh, dtype: str
+) -> int:
+    """Of the weights that a step puts together from several devices.
+
+    See `sharding.gathered`; our own model needs no such thing.
+    """
+    if fns.chunk is None:
+        return 0
+    total = 0
+    for spec in specs:
+        parts = num_gathered_parts(spec.axes, spec.shape, mesh)
+        if parts < num_parts(spec.axes, spec.shape, mesh):
+            itemsize = jax.numpy.dtype(spec.dtype or dtype).itemsize
+            total += math.prod(spec.shape) // parts * itemsize
+    return total
 
 
 def _cache_bytes(fns: ModelFns, num_pages: int, mesh: Mesh) -> int:

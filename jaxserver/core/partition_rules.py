@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, get_args
 
 import jax
 
-from jaxserver.core.params import ParamSpec, is_spec
+from jaxserver.core.params import ParamSpec, is_spec, leaves
 from jaxserver.core.sharding import mesh_axes
 from jaxserver.ports.errors import InvalidConfig
 from jaxserver.ports.model import Axes, Axis, LogicalAxis, MeshAxis
@@ -181,8 +181,16 @@ def with_rules(specs: Any, rules: Rules) -> Any:
     Dimensions that a rule does not reach are whole, as in a `PartitionSpec`.
 
     Raises:
-        InvalidConfig: A rule has more axes than the parameter that it is for.
+        InvalidConfig: A rule has more axes than the parameter that it is for, or there
+            is none that it is for.
     """
+    paths = [spec.path for spec in leaves(specs)]
+    for regex, _ in rules:
+        if not any(re.search(regex, path) for path in paths):
+            allowed = (
+                f"one for some of the parameters, such as {paths[len(paths) // 2]}"
+            )
+            raise _refused(f"one for {regex!r}, which there is not", allowed)
 
     def place(spec: ParamSpec) -> ParamSpec:
         axes = _found(spec.path, rules)

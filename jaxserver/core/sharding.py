@@ -34,7 +34,7 @@ def make_mesh(
 
     Raises:
         InvalidConfig: The shape needs more devices than there are, or has a -1 and does
-            not divide them.
+            not divide them, or leaves a process without a device.
     """
     known = math.prod(size for size in shape if size != -1)
     rest, too_many = divmod(len(devices), known)
@@ -43,6 +43,12 @@ def make_mesh(
     if not 0 < needed <= len(devices) or (-1 in shape and too_many):
         got = f"{tuple(shape)} for {len(devices)} devices"
         allowed = "a product of at most the devices, which divides them beside a -1"
+        raise InvalidConfig("mesh_axes_shape", got, allowed)
+    idle = {d.process_index for d in devices[needed:]}
+    idle -= {d.process_index for d in devices[:needed]}
+    if idle:
+        got = f"{tuple(shape)}, which has no device of process {min(idle)},"
+        allowed = f"a product for all of the {len(devices)} devices"
         raise InvalidConfig("mesh_axes_shape", got, allowed)
     grid = np.asarray(devices[:needed], dtype=object).reshape(sizes)
     return Mesh(grid, tuple(names), axis_types=(AxisType.Auto,) * len(sizes))
@@ -105,6 +111,12 @@ def gathered(sharding: NamedSharding) -> NamedSharding:
     along = [mesh_axes(names) for names in sharding.spec]
     kept = [tuple(name for name in names if name not in rows) for names in along]
     return NamedSharding(mesh, PartitionSpec(*(names or None for names in kept)))
+
+
+def num_gathered_parts(axes: Axes, shape: Sequence[int], mesh: Mesh) -> int:
+    """Into how many pieces an array is cut while a step with `gathered` runs."""
+    spec = gathered(named_sharding(axes, shape, mesh)).spec
+    return math.prod(mesh.shape[name] for axis in spec for name in mesh_axes(axis))
 
 
 def one_row_a_device(mesh: Mesh) -> NamedSharding:

@@ -4,7 +4,7 @@ import contextvars
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jaxserver.ports.prompt import Pairs
 
@@ -38,6 +38,20 @@ CANCEL: contextvars.ContextVar[CancelToken | None] = contextvars.ContextVar(
     "jaxserver_cancel", default=None
 )
 """Put by an adapter around a handler; work done for it stops once the token is set."""
+
+
+class Urgency(NamedTuple):
+    """What a request says of when it is to be answered; see `GenerationRequest`."""
+
+    priority: int = 0
+    deadline_seconds: float | None = None
+
+
+USUAL = Urgency()
+URGENCY: contextvars.ContextVar[Urgency] = contextvars.ContextVar(
+    "jaxserver_urgency", default=USUAL
+)
+"""Put by an adapter around a handler; whatever is generated for it is as urgent."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from tests.flax_answers import (
     POSITIONS,
     PROMPTS,
     VOCAB,
+    answered,
     assert_answers_are,
     chosen,
     pieces_of,
@@ -84,11 +85,12 @@ class FlaxOwnPreTrainedModel(FlaxPreTrainedModel):  # type: ignore[misc]
     config_class = OwnConfig
     base_model_prefix = "own"
     main_input_name = "input_ids"
+    module_kind: Any = OwnModule
 
     def __init__(
         self, config: OwnConfig, seed: int = 0, dtype: Any = jnp.float32, **rest: Any
     ) -> None:
-        module = OwnModule(config, dtype=dtype)
+        module = self.module_kind(config, dtype=dtype)
         shape = {"input_shape": (1, 1), "seed": seed, "dtype": dtype}
         super().__init__(config, module, **shape, **rest)
 
@@ -159,3 +161,31 @@ def test_a_class_of_the_users_own_answers_as_it_does_by_itself(
     warned = [r for r in caplog.records if "has no cache of its own" in r.message]
     assert len(warned) == (kind is FlaxOwnModel)
     assert np.all([record.levelname == "WARNING" for record in warned])
+    assert all("init_cache" in record.message for record in warned)
+
+
+class SwayingModule(nn.Module):  # type: ignore[misc]
+    """What a position is depends on how many there are."""
+
+    config: OwnConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact  # type: ignore[untyped-decorator]
+    def __call__(self, ids: Any, mask: Any, positions: Any) -> Any:
+        share = positions[..., None] / self.config.max_position_embeddings
+        x = nn.Embed(VOCAB, WIDTH)(ids) + jnp.sin(share * jnp.arange(WIDTH) * 40)
+        x += OwnAttention()(nn.LayerNorm()(x), mask, start_a_cache=False)
+        return nn.Dense(VOCAB)(nn.LayerNorm()(x))
+
+
+class FlaxSwayingModel(FlaxOwnModel):
+    module_kind = SwayingModule
+
+
+def test_a_setting_that_a_class_of_the_users_own_computes_with_is_left_alone() -> None:
+    model = FlaxSwayingModel(OwnConfig())
+    tiny = TinyFlax(model, enlarged(model.params))
+    prompts = PROMPTS[:2]
+    expected = [chosen(tiny, prompt) for prompt in prompts]
+    with serving(tiny, max_length=64) as server:
+        assert [answered(server, [prompt])[0] for prompt in prompts] == expected

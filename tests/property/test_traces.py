@@ -137,6 +137,7 @@ class House:
     def __init__(self) -> None:
         self.engines = {name: engines.start(parts(name)) for name in CROWDED}
         self.num_answers = 0
+        self.most_cached = dict.fromkeys(CROWDED, 0)
 
     def count(self, what: str) -> int:
         """Of all engines together."""
@@ -165,6 +166,8 @@ def test_every_answer_of_a_trace_is_bitwise_the_answer_alone(
         assert_as_alone(answer, served_alone(name, visitor.request))
         is_whole = answer.finish_reason is not FinishReason.CANCELLED
         house.num_answers += is_whole
+    cached = house.engines[name].loop.stats.pages_cached
+    house.most_cached[name] = max(house.most_cached[name], cached)
 
 
 def test_those_traces_evicted_preempted_and_shared(house: House) -> None:
@@ -173,7 +176,7 @@ def test_those_traces_evicted_preempted_and_shared(house: House) -> None:
     assert house.count("preemptions") > 20
     assert house.count("prefix_hits") > 100
     assert house.count("failed_dispatches") == 0
-    for engine in house.engines.values():
+    for name, engine in house.engines.items():
         stats = engine.loop.stats
         assert (stats.pages_used, stats.slots_in_use) == (0, 0)
-        assert stats.pages_cached > stats.pages_total // 2
+        assert house.most_cached[name] > stats.pages_total // 2

@@ -12,10 +12,13 @@ import transformers
 from jax.extend.core import jaxprs_in_params
 
 from jaxserver import GenerationRequest, JAXServer, SamplingParams
+from jaxserver.adapters.flax_models.loading import without_weights
 from jaxserver.adapters.flax_models.models import flax_model
 from jaxserver.adapters.flax_models.weights import params_digest, plain_params
+from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, InvalidRequest, UnsupportedModel
 from jaxserver.ports.model import TokenBatch
+from jaxserver.wiring import take_model
 from tests.flax_answers import VOCAB, answered, generated, serving, tokenizer
 from tests.tiny_flax import (
     CAUSAL,
@@ -162,6 +165,7 @@ def test_a_table_of_learned_positions_cuts_the_length_and_one_line_says_so(
     lazy = {**CONFIG, "max_length": 100, "pre_compile": False}
     server = JAXServer.load_from_params(tiny.model, tokenizer(), tiny.params, lazy)
     server.end()
+    assert server.status()["config"]["max_length"] == server.config.max_length == 64
     said = [record.message for record in caplog.records]
     assert said.count("max_length is cut to the model's 64 tokens") == 1
     assert sum("cut" in line for line in said) == 1
@@ -245,3 +249,29 @@ def test_a_first_token_is_forced_as_generate_forces_it() -> None:
     assert expected[0] == 9
     with serving(tiny, max_length=48) as server:
         assert answered(server, [PROMPTS[1]]) == [expected]
+
+
+def test_generation_settings_are_part_of_what_a_model_in_memory_is() -> None:
+    tiny = causal("gpt2", vocab_size=VOCAB)
+    config = ServerConfig.of(CONFIG)
+
+    def settings() -> str | None:
+        model = take_model(tiny.model, tiny.params, tokenizer(), config)
+        return model.digests.result().settings
+
+    before = settings()
+    assert settings() == before
+    tiny.model.generation_config.no_repeat_ngram_size = 2
+    assert settings() != before
+
+
+def test_an_encoder_that_is_called_otherwise_is_refused_with_what_is_supported() -> (
+    None
+):
+    encoder = config_of("big_bird", **CAUSAL["big_bird"])
+    decoder = config_of("gpt2", **CAUSAL["gpt2"], add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        encoder, decoder, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2
+    )
+    with pytest.raises(UnsupportedModel, match="FlaxEncoderDecoder.*token_type_ids"):
+        without_weights(transformers.FlaxEncoderDecoderModel, config, jnp.float32)

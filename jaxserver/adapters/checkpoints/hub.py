@@ -90,18 +90,18 @@ def _wanted(repo: str, names: Sequence[str]) -> list[str]:
     settings = [n for n in here if PurePosixPath(n).suffix in _SETTINGS_SUFFIXES]
     weights = [n for n in here if PurePosixPath(n).match("model*.safetensors")]
     weights = weights or [n for n in here if n.endswith(".gguf")]
-    weights = weights or [
-        n for n in here if PurePosixPath(n).match("flax_model*.msgpack")
-    ]
+    for form in ("flax_model*.msgpack", "pytorch_model*.bin"):
+        weights = weights or [n for n in here if PurePosixPath(n).match(form)]
     is_ambiguous = len(weights) > 1 and weights[0].endswith(".gguf")
     if not weights or is_ambiguous:
-        has = "no model*.safetensors, no .gguf file and no flax_model*.msgpack"
-        if is_ambiguous:
-            has = f"several .gguf files ({', '.join(weights)})"
-        raise ModelNotFound(
-            f"the hub's {repo} has {has}; download one file with `hf download {repo} "
-            "FILE` and give its path as --model"
+        has = (
+            f"several .gguf files ({', '.join(weights)}); download one with "
+            f"`hf download {repo} FILE` and give its path as --model"
+            if is_ambiguous
+            else "no model*.safetensors, .gguf, flax_model*.msgpack or "
+            "pytorch_model*.bin, which are the weights that can be read"
         )
+        raise ModelNotFound(f"the hub's {repo} has {has}")
     return settings + weights
 
 

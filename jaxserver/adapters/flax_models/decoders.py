@@ -23,25 +23,27 @@ def decoder(model: Any, sizes: Sizes) -> RowFns:
         model: Its parameters are not used, but given with every call.
         sizes: How long its rows are.
     """
-    if keeps_its_cache(model, sizes):
+    missing = missing_of_cache(model, sizes)
+    if missing is None:
         return cached(model, sizes)
     LOGGER.warning(
-        "%s has no cache of its own: each token runs its whole row again",
+        "%s has no cache of its own (%s): each token runs its whole row again",
         type(model).__name__,
+        missing,
     )
     return rerun(model, sizes)
 
 
-def keeps_its_cache(model: Any, sizes: Sizes) -> bool:
-    """Whether the class takes a cache and gives it back; some drop it in silence."""
+def missing_of_cache(model: Any, sizes: Sizes) -> str | None:
+    """Why a class cannot be run on its own cache; some take one and drop it."""
     try:
         row, extend = cached(model, sizes)
         token, start = jnp.zeros(1, jnp.int32), jnp.int32(0)
         piece = Piece(token, start, token)
         jax.eval_shape(extend, model.params_shape_tree, row, piece)
-    except (TypeError, AttributeError, KeyError, ValueError):
-        return False
-    return has_cursor(row)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        return f"{type(error).__name__}: {error}".split("\n")[0]
+    return None if has_cursor(row) else "no `cache_index` in it"
 
 
 def cached(model: Any, sizes: Sizes) -> RowFns:

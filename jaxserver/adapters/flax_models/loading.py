@@ -133,14 +133,14 @@ def without_weights(kind: Any, config: Any, dtype: Any) -> Any:
     Raises:
         UnsupportedModel: The class does not take these settings.
     """
-    if config.model_type != "encoder-decoder":
-        try:
+    try:
+        if config.model_type != "encoder-decoder":
             return kind(config, dtype=dtype, _do_init=False)
-        except Exception as error:  # it raises whatever its many classes raise
-            model = f"{kind.__name__} with these settings ({error})"
-            raise UnsupportedModel(model, "settings that its class takes") from error
-    made: list[Any] = []
-    jax.eval_shape(lambda: made.append(kind(config, dtype=dtype)))
+        made: list[Any] = []
+        jax.eval_shape(lambda: made.append(kind(config, dtype=dtype)))
+    except Exception as error:  # it raises whatever its many classes raise
+        model = f"{kind.__name__} with these settings ({error})"
+        raise UnsupportedModel(model, "settings that its class takes") from error
     (model,) = made
     model._params, model._is_initialized = None, False
     model.key = jax.random.key(0)

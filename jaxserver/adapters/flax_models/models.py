@@ -86,12 +86,16 @@ def _fitted(
     learned = getattr(config, _POSITIONS, None)
     if learned is None:
         return without_weights(type(model), config, dtype), _composed_positions(config)
+    known = learned - first_position(config)
+    if not type(model.module).__module__.startswith("transformers."):
+        # What a class of the user's own does with the number is not known.
+        return without_weights(type(model), config, dtype), known
     cut = copy.deepcopy(config)
     setattr(cut, _POSITIONS, min(learned, sizes_of(max_length, None, 1).capacity))
     served = without_weights(type(model), cut, dtype)
     if _shapes(served.params_shape_tree) == _shapes(model.params_shape_tree):
         return served, learned
-    return without_weights(type(model), config, dtype), learned - first_position(config)
+    return without_weights(type(model), config, dtype), known
 
 
 def _composed_positions(config: Any) -> int | None:

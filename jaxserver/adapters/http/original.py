@@ -35,10 +35,12 @@ from jaxserver.adapters.http.sse import EventStream
 from jaxserver.adapters.http.wire import json_response
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.handlers import (
+    URGENCY,
     Answer,
     ChatRequest,
     Handlers,
     InstructRequest,
+    Urgency,
     sampling_fields,
 )
 from jaxserver.ports.origin import ORIGIN
@@ -99,6 +101,7 @@ class OriginalRoutes:
     async def _handled(
         self, request: Request, handler: Callable[[Body], Answer], body: Body
     ) -> Response:
+        URGENCY.set(Urgency(body.priority or 0, body.deadline_seconds))
         if body.stream:
             return EventStream(_whole_event(self.pool, handler, body))
         work = self.pool.run(handler, body)

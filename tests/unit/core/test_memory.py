@@ -109,3 +109,18 @@ def test_the_plan_names_a_size_that_does_not_divide_once_for_all_layers() -> Non
         "layers.*.out (2 over 4)",
         "head (66 over 4)",
     )
+
+
+def test_the_plan_counts_weights_that_a_step_puts_together() -> None:
+    """A Flax class, whose chunks have one length, on rows along two axes."""
+    mesh = make_mesh((2, 2, 1), ("dp", "fsdp", "mp"), jax.devices()[:4])
+    engine = EngineConfig(slots=4, max_len=MAX_LEN, row_parts=4, chunk=32)
+    ours = transformer_fns(UNTIED, MAX_LEN)
+    theirs = ours._replace(chunk=32)
+    specs, place = leaves(param_specs(UNTIED)), (mesh, "float32")
+    params = jax.tree.leaves(placed(mesh, "float32"))
+    cut = [leaf for leaf in params if not leaf.sharding.is_fully_replicated]
+    plan = plan_memory("tiny", specs, theirs, engine, place)
+    assert plan.working_bytes_per_device == sum(leaf.nbytes for leaf in cut) > 0
+    plan = plan_memory("tiny", specs, ours, engine, place)
+    assert plan.working_bytes_per_device == 0

@@ -149,3 +149,9 @@ def test_a_rule_with_more_axes_than_its_parameter_is_refused_by_name() -> None:
     rules = read_rules([("norm", ("fsdp", "mp"))])
     with pytest.raises(InvalidConfig, match=r"h/norm/scale of shape \(32,\)"):
         with_rules(param_specs_of(SHAPES, "gpt2"), rules)
+
+
+def test_a_rule_that_is_for_nothing_is_refused_by_name() -> None:
+    rules = read_rules([("norm", ("fsdp",)), ("q_proj/kernel$", ("mp",))])
+    with pytest.raises(InvalidConfig, match=r"q_proj/kernel\$.*such as h/"):
+        with_rules(param_specs_of(SHAPES, "gpt2"), rules)

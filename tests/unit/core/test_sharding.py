@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
@@ -49,6 +51,13 @@ def test_a_shape_that_does_not_fit_the_devices_is_refused(
     with pytest.raises(InvalidConfig, match="mesh_axes_shape") as caught:
         mesh_of(*shape)
     assert caught.value.got == f"{shape} for 4 devices"
+
+
+def test_a_shape_that_leaves_a_process_without_a_device_is_refused() -> None:
+    devices = [mock.Mock(jax.Device, process_index=nth // 2) for nth in range(4)]
+    with pytest.raises(InvalidConfig, match="no device of process 1") as caught:
+        make_mesh((1, 2, 1), NAMES, devices)
+    assert "all of the 4 devices" in str(caught.value)
 
 
 @pytest.mark.parametrize(

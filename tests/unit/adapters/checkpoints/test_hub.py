@@ -45,6 +45,7 @@ REPOS: Mapping[str, Mapping[str, bytes]] = {
     },
     "owner/large": {"config.json": b"{}", "model.safetensors": os.urandom(24 * 2**20)},
     "owner/torch": {"config.json": b"{}", "pytorch_model.bin": b"zip"},
+    "owner/onnx": {"config.json": b"{}", "model.onnx": b"graph"},
 }
 
 
@@ -167,6 +168,14 @@ def test_a_repository_of_a_flax_class_is_its_msgpack(
     }
 
 
+def test_a_repository_of_pytorch_alone_is_its_own_files(
+    endpoint: str, tmp_path: Path
+) -> None:
+    folder = hub.download("owner/torch", silent, endpoint=endpoint, cache=tmp_path)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "pytorch_model.bin"}
+
+
 def test_what_is_cached_is_enough_without_a_network(
     endpoint: str, tmp_path: Path
 ) -> None:
@@ -180,7 +189,7 @@ def test_what_is_cached_is_enough_without_a_network(
     ("repo", "message"),
     [
         ("owner/many-ggufs", "several .gguf files (a.Q4_0.gguf, a.Q8_0.gguf)"),
-        ("owner/torch", "no flax_model*.msgpack; download one file"),
+        ("owner/onnx", "no model*.safetensors, .gguf, flax_model*.msgpack"),
         ("owner/gated", "owner/gated is gated: accept its terms"),
         ("owner/none", "is no folder here and not on the hub; check the name"),
         ("owner/broken", "the hub is out of reach"),
