@@ -273,5 +273,5 @@ def test_an_encoder_that_is_called_otherwise_is_refused_with_what_is_supported()
     config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
         encoder, decoder, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2
     )
-    with pytest.raises(UnsupportedModel, match="FlaxEncoderDecoder.*token_type_ids"):
+    with pytest.raises(UnsupportedModel, match=r"FlaxEncoderDecoder.*token_type_ids"):
         without_weights(transformers.FlaxEncoderDecoderModel, config, jnp.float32)
