@@ -296,8 +296,8 @@ def start_engine(
         is_one = jax.process_count() == 1
         orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
         device = Device(compiled, model.params, engine, orders)
-        if not is_one:
-            device.connect()
+        if config.pre_compile:
+            device.warm_up()
         watchdog_seconds = config.watchdog_seconds
         return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
 

@@ -29,7 +29,7 @@ from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan, Seated
 from jaxserver.ports.errors import EngineFailed, JaxServerError
 from jaxserver.ports.model import Params
 from jaxserver.ports.processors import Processors
-from jaxserver.ports.types import FinishReason
+from jaxserver.ports.types import FinishReason, SamplingParams
 
 _FINISH = {steps.STOP: FinishReason.STOP, steps.LENGTH: FinishReason.LENGTH}
 
@@ -104,16 +104,25 @@ class Device:
         """Makes an empty state in place of one that a failed dispatch consumed."""
         self._give(Order("init", 0))
 
-    def connect(self) -> None:
-        """Runs a prefill of nothing, so that the devices of all processes are joined.
+    def warm_up(self) -> None:
+        """Runs every step of the model once, and forgets what came of it.
 
-        The first collective of a kind would wait long for a process that is lost.
+        Its products are set up when an executable is first run, which takes about as
+        long as ten runs (CPU). The first collective of a kind joins the devices of all
+        processes, and would wait long for one that is lost.
         """
-        time = self._engine.prefill_lengths[0]
-        shapes = self._compiled.steps.inputs("prefill", time)
-        (chunk,) = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        nowhere = np.full_like(chunk.slots, self._engine.slots)
-        self._order(Order("prefill", time, (chunk._replace(slots=nowhere),)))
+        engine, known = self._engine, self._compiled.steps
+        requests = {0: _someone(engine)}
+        chunk = Chunk(0, 0, 0, (0,), True, tuple(range(engine.pages_per_row)), None)
+        scored = chunk._replace(targets=())
+        for time in known.score:
+            self.prefill(PrefillPlan((scored,), time), requests, 0.0)
+        for time in known.prefill:
+            self.prefill(PrefillPlan((chunk,), time), requests, 0.0)
+        for rows in known.decode:
+            self.decode(DecodePlan({0: 0}, rows, 1, {0: chunk.pages}), 0.0)
+        jax.block_until_ready(self._state)
+        self.reset()
 
     def follow(self, order: Order) -> None:
         """Runs what another process has ordered; its outcome is that one's to read."""
@@ -198,6 +207,20 @@ class Device:
         block = decode_block(plan, self._engine)
         outcome = self._order(Order("decode", plan.rows, (block,)))
         return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+
+
+def _someone(engine: EngineConfig) -> TokenRequest:
+    """A request that never ends by itself."""
+    return TokenRequest(
+        request_id=0,
+        prompt=(0,),
+        held=1,
+        sampling=SamplingParams(greedy=True),
+        seed=0,
+        limit=engine.max_len,
+        end_ids=frozenset(),
+        streaming=False,
+    )
 
 
 def _padded(array: HostArray, shape: tuple[int, ...]) -> HostArray:

@@ -1,9 +1,18 @@
+import jax
 import numpy as np
 import pytest
 
-from jaxserver.adapters.engine.dispatch import Dispatch, prefill_chunk, row_arrays
+from jaxserver.adapters.engine.dispatch import (
+    Device,
+    Dispatch,
+    prefill_chunk,
+    row_arrays,
+)
+from jaxserver.adapters.engine.orders import NoOrders, Order
 from jaxserver.adapters.engine.requests import TokenRequest
+from jaxserver.core.config import EngineConfig
 from jaxserver.core.schedule import Chunk, DecodePlan, PrefillPlan
+from jaxserver.core.steps import Outcome
 from jaxserver.ports.types import SamplingParams
 from tests import engines
 from tests.unit.adapters.engine.answers import LONG
@@ -86,3 +95,31 @@ def test_a_slot_that_nobody_wants_does_no_work() -> None:
     without = [d for d in decodes if set(d.rows) == {1}]
     assert len(without) > 3
     assert all(int(np.asarray(d.outcome.counts)[0]) == 0 for d in without)
+
+
+class Recorded(Device):
+    """Remembers what it ran, and how many decode steps or prefills that were."""
+
+    def __init__(self, sizes: EngineConfig) -> None:
+        self.run: list[tuple[str, int, int]] = []
+        executables, params = engines.compiled(sizes), engines.model().params
+        super().__init__(executables, params, sizes, NoOrders())
+
+    def _run(self, order: Order) -> Outcome:
+        outcome = super()._run(order)
+        self.run.append((order.kind, order.size, int(outcome.steps)))
+        return outcome
+
+
+def test_every_step_of_the_model_is_run_once_before_anybody_asks() -> None:
+    device = Recorded(engines.WIDE)
+    empty = jax.device_get(device._state)
+
+    device.warm_up()
+
+    known = engines.compiled(engines.WIDE).steps
+    expected = [("decode", rows, 1) for rows in known.decode]
+    expected += [("prefill", time, 1) for time in known.prefill]
+    expected += [("score", time, 1) for time in known.score]
+    assert sorted(device.run) == sorted(expected)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(device._state), empty)
