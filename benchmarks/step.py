@@ -145,7 +145,7 @@ class Measured:
         groups = jax.tree.leaves(groups)[0].shape[1] - 2
         queries = jnp.ones((self.rows, self.time, kv_heads, groups, head_dim))
         ends = jnp.full((self.rows, self.time), context - 1, jnp.int32)
-        blocks = jnp.int32(-(-context // BLOCK))
+        blocks = jnp.full(self.rows, -(-context // BLOCK), jnp.int32)
 
         def run(queries: Any, keys: Any, values: Any) -> Any:
             return attend(queries, (keys, values), None, ends, blocks)

@@ -18,7 +18,7 @@ from jaxserver.core.kv_cache import (
     whole_row_page,
 )
 from jaxserver.core.ops import paged
-from jaxserver.core.ops.attention import BLOCK, attend
+from jaxserver.core.ops.attention import BLOCK, ROWS, attend
 from jaxserver.core.ops.linear import Weight, linear_on, pad_tokens
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
@@ -26,7 +26,7 @@ from jaxserver.core.ops.quantize import Int8Weight, read_rows
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from jaxserver.core.ops.widen import widen
 from jaxserver.core.params import LayerParams, Weights
-from jaxserver.core.sharding import constrain
+from jaxserver.core.sharding import constrain, num_devices
 from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, TokenBatch
 
 LayerCache = tuple[
@@ -144,8 +144,11 @@ def _layer(
     )
     cache = paged.write(*cache, (keys, values), places)
     ends = jnp.where(batch.length > 0, batch.start + batch.length, 0)
-    num_blocks = (jnp.max(ends) + BLOCK - 1) // BLOCK
-    attended = attend(queries, cache, batch.page_table, positions, num_blocks)
+    num_blocks = (ends + BLOCK - 1) // BLOCK
+    # Rows that lie on several devices are not put into groups across them.
+    is_split = mesh is not None and num_devices("batch", mesh) > 1
+    together = rows if is_split and rows_axis else ROWS
+    attended = attend(queries, cache, batch.page_table, positions, num_blocks, together)
     attended = constrain(attended, (None, None, "kv_heads", None, None), mesh)
     flat = pad_tokens(attended.reshape(rows * time, *attended.shape[2:]))
     onto: Axes = ("embed", "kv_heads", None, None)

@@ -181,22 +181,23 @@ def naive_attention(
 
 
 @pytest.mark.parametrize("page_size", [None, 16, 128])
-@pytest.mark.parametrize("time", [1, 6])
+@pytest.mark.parametrize(("rows", "time"), [(2, 1), (2, 6), (9, 1), (4, 2)])
 def test_attention_is_softmax_over_what_came_before(
-    transform: Transform, time: int, page_size: int | None
+    transform: Transform, rows: int, time: int, page_size: int | None
 ) -> None:
-    rows, context = 2, 2 * BLOCK
+    """Nine rows are two groups, and one that goes with three of the second."""
+    context = 2 * BLOCK
     queries = normal(rows, time, 2, 3, 8)
     keys, values = normal(rows, 2, 8, context), normal(rows, 2, context, 8)
-    start = np.array([[3], [BLOCK + 40]], np.int32)
+    start = np.arange(3, 200, 190 // rows, dtype=np.int32)[::-1][:rows, None]
     positions = start + np.arange(time, dtype=np.int32)
     expected = naive_attention(queries, keys, values, positions)
     table = None
     if page_size is not None:
         keys, values, table = cut_up(keys, values, page_size)
-    found = transform(attend)(
-        queries, (keys, values), table, positions, np.array(2, np.int32)
-    )
+    num_blocks = positions.max(1) // BLOCK + 1
+    assert len(set(num_blocks.tolist())) == 2
+    found = transform(attend)(queries, (keys, values), table, positions, num_blocks)
     assert_close(found, expected)
 
 

@@ -105,7 +105,7 @@ def test_a_block_is_read_from_the_pages_of_its_row(
     keys, values = pages()
 
     def read(keys: jax.Array, values: jax.Array, table: Any, nth: jax.Array) -> Any:
-        return paged.read_block(keys, values, table, 2, (nth, block))
+        return paged.read_block(keys, values, (nth, table), 2, (nth, block))
 
     found_keys, found_values = transform(read)(keys, values, TABLE, np.int32(1))
     for row in range(2):
@@ -120,12 +120,16 @@ def test_a_block_is_read_from_the_pages_of_its_row(
             )
 
 
-def test_without_a_table_a_block_is_cut_out_of_the_rows(transform: Transform) -> None:
+@pytest.mark.parametrize("first", [0, 2])
+def test_without_a_table_a_block_is_cut_out_of_the_rows(
+    transform: Transform, first: int
+) -> None:
     keys, values = pages()
 
-    def read(keys: jax.Array, values: jax.Array, nth: jax.Array) -> Any:
-        return paged.read_block(keys, values, None, 3, (nth, 2))
+    def read(keys: jax.Array, values: jax.Array, row: jax.Array, nth: jax.Array) -> Any:
+        return paged.read_block(keys, values, (row, None), 3, (nth, 2))
 
-    found_keys, found_values = transform(read)(keys, values, np.int32(1))
-    np.testing.assert_array_equal(found_keys, keys[:3, :, :, 2:])
-    np.testing.assert_array_equal(found_values, values[:3, :, 2:])
+    given = (keys, values, np.int32(first), np.int32(1))
+    found_keys, found_values = transform(read)(*given)
+    np.testing.assert_array_equal(found_keys, keys[first : first + 3, :, :, 2:])
+    np.testing.assert_array_equal(found_values, values[first : first + 3, :, 2:])

@@ -13,6 +13,8 @@ MIN_QUERIES = 4
 """With fewer query positions a row's products take another path (CPU)."""
 VALUE_WIDTH = 64
 """Heads are padded to a multiple of it, for the same reason."""
+ROWS = 4
+"""Rows that are looked at together: one alone is too little work at a time."""
 NEVER = -1e30
 """Score of a position that is not seen: a masked block then adds exactly nothing."""
 
@@ -25,14 +27,60 @@ def attend(
     ],
     table: PageTable,
     positions: Int[Array, "rows time"],
-    num_blocks: Int[Array, ""],
+    num_blocks: Int[Array, " rows"],
+    together: int = ROWS,
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
 
-    Each query sees the positions up to its own. Blocks are visited from the first on,
-    as many as the longest row needs, so that a row's bits do not depend on the others.
+    Each query sees the positions up to its own. A few rows go together, through as many
+    blocks from the first on as the longest of them needs: what a row costs does not
+    depend on rows far from it, and its bits depend on none.
+
+    Args:
+        queries: Of the new tokens, whose keys and values are in the cache already.
+        cache: Keys and values.
+        table: Pages of each row, or None.
+        positions: Of the queries.
+        num_blocks: How many blocks each row has to look at.
+        together: How many rows go together.
     """
-    keys, values = cache
+    rows = queries.shape[0]
+    together = min(together, rows)
+    # The last rows may go with some that have gone before, and are done again.
+    starts = [min(at, rows - together) for at in range(0, rows, together)]
+    new = rows - (len(starts) - 1) * together
+
+    def in_groups(leaf: Array) -> Array:
+        return jnp.stack([leaf[at : at + together] for at in starts])
+
+    def attend_group(group: tuple[Array, Array, Array, Array, PageTable]) -> Array:
+        queries, positions, num_blocks, first, table = group
+        most = jnp.max(num_blocks)
+        return _attend_rows(queries, cache, (first, table), positions, most)
+
+    by_group = jax.lax.map(
+        attend_group,
+        (
+            *(in_groups(leaf) for leaf in (queries, positions, num_blocks)),
+            jnp.array(starts, jnp.int32),
+            None if table is None else in_groups(table),
+        ),
+    )
+    before = by_group[:-1].reshape(rows - new, *queries.shape[1:])
+    return jnp.concatenate([before, by_group[-1, together - new :]])
+
+
+def _attend_rows(
+    queries: Float[Array, "rows time kv_heads groups head_dim"],
+    cache: tuple[
+        Float[Array, "pages kv_heads head_dim page_size"],
+        Float[Array, "pages kv_heads page_size head_dim"],
+    ],
+    where: tuple[Int[Array, ""], PageTable],
+    positions: Int[Array, "rows time"],
+    num_blocks: Int[Array, ""],
+) -> Float[Array, "rows time kv_heads groups head_dim"]:
+    """Attention of some rows, through the same number of blocks each."""
     rows, time_in, kv_heads, groups, head_dim = queries.shape
     time = max(time_in, MIN_QUERIES)
     spare = time - time_in
@@ -47,7 +95,7 @@ def attend(
         nth: Int[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
         best, mass, out = carry
-        block_keys, block_values = read_block(keys, values, table, rows, (nth, BLOCK))
+        block_keys, block_values = read_block(*cache, where, rows, (nth, BLOCK))
         scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
         at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]
         scores = jnp.where(at <= seen_up_to, scores, NEVER)

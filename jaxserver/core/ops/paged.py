@@ -65,33 +65,33 @@ def places(
 def read_block(
     keys: Float[Array, "pages kv_heads head_dim page_size"],
     values: Float[Array, "pages kv_heads page_size head_dim"],
-    table: PageTable,
+    where: tuple[Int[Array, ""], PageTable],
     rows: int,
     span: tuple[Int[Array, ""], int],
 ) -> tuple[
     Float[Array, "rows kv_heads head_dim block"],
     Float[Array, "rows kv_heads block head_dim"],
 ]:
-    """The keys and values of one block of positions, of every row.
+    """The keys and values of one block of positions, of some rows.
 
     Args:
         keys: The cache's keys.
         values: The cache's values.
-        table: Pages of each row, or None.
+        where: The first row's page where row i is page i, and else the pages of each.
         rows: How many rows there are.
         span: Which block it is, and how many positions a block has.
     """
-    nth, block = span
+    (first, table), (nth, block) = where, span
     _, kv_heads, head_dim, page_size = keys.shape
     zero = jnp.zeros((), jnp.int32)
     if table is None:
         at = nth * block
         return (
             jax.lax.dynamic_slice(
-                keys, (zero, zero, zero, at), (rows, kv_heads, head_dim, block)
+                keys, (first, zero, zero, at), (rows, kv_heads, head_dim, block)
             ),
             jax.lax.dynamic_slice(
-                values, (zero, zero, at, zero), (rows, kv_heads, block, head_dim)
+                values, (first, zero, at, zero), (rows, kv_heads, block, head_dim)
             ),
         )
     width = min(block, page_size)
