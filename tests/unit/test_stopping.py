@@ -142,9 +142,9 @@ def test_an_answer_that_is_late_is_a_504(
     stream: bool,
 ) -> None:
     with asked(servers, monkeypatch, gate) as clients:
-        late = clients.begin({**body, "stream": stream, "deadline_seconds": 0}, path)
         gate.open()
-        answer = late.result()
+        late = {**body, "stream": stream, "deadline_seconds": 0}
+        answer = clients.post(late, path)
 
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_exceeded"

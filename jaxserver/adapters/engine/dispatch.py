@@ -112,17 +112,18 @@ class Device:
         processes, and would wait long for one that is lost.
         """
         engine, known = self._engine, self._compiled.steps
-        requests = {0: _someone(engine)}
+        someone = {0: _someone(engine)}
         chunk = Chunk(0, 0, 0, (0,), True, tuple(range(engine.pages_per_row)), None)
+        plans = [PrefillPlan((chunk,), time) for time in known.prefill]
         scored = chunk._replace(targets=())
-        for time in known.score:
-            self.prefill(PrefillPlan((scored,), time), requests, 0.0)
-        for time in known.prefill:
-            self.prefill(PrefillPlan((chunk,), time), requests, 0.0)
+        plans += [PrefillPlan((scored,), time) for time in known.score]
+        for plan in plans:
+            self._order(self._prefill_order(plan, someone))
         for rows in known.decode:
-            self.decode(DecodePlan({0: 0}, rows, 1, {0: chunk.pages}), 0.0)
+            block = decode_block(DecodePlan({0: 0}, rows, 1, {0: chunk.pages}), engine)
+            self._order(Order("decode", rows, (block,)))
         jax.block_until_ready(self._state)
-        self.reset()
+        self._give(Order("init", 0))
 
     def follow(self, order: Order) -> None:
         """Runs what another process has ordered; its outcome is that one's to read."""
@@ -197,10 +198,15 @@ class Device:
             if chunk.seat is not None and chunk.seat.held:
                 found = adoption(chunk, chunk.seat, self._engine)
                 self._give(Order("adopt", 0, (found,)))
+        outcome = self._order(self._prefill_order(plan, requests))
+        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+
+    def _prefill_order(
+        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
+    ) -> Order:
         inputs = prefill_chunk(plan, requests, self._engine, self._processors)
         kind: Kind = "score" if plan.is_scored else "prefill"
-        outcome = self._order(Order(kind, plan.time, (inputs,)))
-        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+        return Order(kind, plan.time, (inputs,))
 
     def decode(self, plan: DecodePlan, now: float) -> Dispatch:
         """Starts a decode block; its outcome's rows are slots."""
