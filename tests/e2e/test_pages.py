@@ -238,6 +238,7 @@ def test_the_instruct_page_stops(tab: Page) -> None:
         expect(tab.locator("#stop")).to_be_disabled()
         tab.locator("#prompt textarea").fill("do")
         tab.locator("#run").click()
+        assert eventually(lambda: generator.streams)
         tab.locator("#stop").click()
         assert generator.streams[0].cancelled.wait(PATIENCE_SECONDS)
         expect(tab.locator("#note")).to_contain_text("stopped")
