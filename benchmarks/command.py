@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.figures import Figures, Spread, figures
-from benchmarks.load import Run, Workload, drive
+from benchmarks.load import Run, Workload, client_of, drive
 from benchmarks.starting import fetch, started
 
 TIMEOUT_SECONDS = 300
@@ -78,12 +78,7 @@ def server(args: argparse.Namespace, starts: dict[str, float]) -> Iterator[str]:
 
 async def measure(url: str, args: argparse.Namespace) -> list[Figures]:
     """Runs one workload after the other, after one request that is not counted."""
-    async with httpx.AsyncClient(
-        base_url=url,
-        timeout=TIMEOUT_SECONDS,
-        limits=httpx.Limits(max_connections=None),
-        trust_env=False,
-    ) as client:
+    async with client_of(url, TIMEOUT_SECONDS) as client:
         asked = Asked(args)
         await run(client, asked, clients=1, requests=1)
         return [

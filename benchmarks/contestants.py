@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import httpx
 
-from benchmarks.load import Workload, drive
+from benchmarks.load import Workload, client_of, drive
 from benchmarks.starting import started
 
 ROOT = Path(__file__).parents[1]
@@ -85,12 +85,7 @@ def over_http(url: str, model: str | None = None) -> Measure:
     """Asks a server that speaks OpenAI's language."""
 
     async def ask(workload: Workload) -> Sample:
-        async with httpx.AsyncClient(
-            base_url=url,
-            timeout=TIMEOUT_SECONDS,
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        ) as client:
+        async with client_of(url, TIMEOUT_SECONDS) as client:
             run = await drive(client, dataclasses.replace(workload, model=model))
         if run.failures:
             raise SystemExit(f"{url}: {run.failures[0]}")

@@ -82,6 +82,16 @@ class Run:
     failures: tuple[str, ...] = ()
 
 
+def client_of(url: str, timeout_seconds: float) -> httpx.AsyncClient:
+    """A client with as many connections as it needs, past any proxy."""
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=timeout_seconds,
+        limits=httpx.Limits(max_connections=None),
+        trust_env=False,
+    )
+
+
 def prompts(tokens: int, first: int = 0) -> Iterator[str]:
     """Texts that share no beginning, the same ones every time."""
     for number in itertools.count(first):

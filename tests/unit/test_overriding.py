@@ -9,7 +9,6 @@ from fastapi.testclient import TestClient
 
 from jaxserver.overriding import own_handlers
 from jaxserver.ports.errors import EngineFailed, NoChatTemplate, UnsupportedMessages
-from jaxserver.ports.generator import SavableStream
 from jaxserver.ports.handlers import (
     Answer,
     ChatRequest,
@@ -17,7 +16,7 @@ from jaxserver.ports.handlers import (
     PageUpdates,
 )
 from jaxserver.ports.prompt import Rendered
-from jaxserver.ports.types import GenerationRequest, Message
+from jaxserver.ports.types import Message
 from jaxserver.server import JAXServer
 from tests.fakes import ByteFormatter
 from tests.unit.tiny_server import Servers, page_texts, tiny_servers
@@ -32,23 +31,6 @@ TALK = [
 TURNS: dict[str, Any] = {"history": [["a", "b"]], "prompt": "c", "system": "s"}
 CHAT = ChatRequest(prompt="c", system="s", history=[("a", "b")], max_new_tokens=1)
 INSTRUCT = InstructRequest(prompt="i", system="s", max_new_tokens=1)
-
-
-ASKED: list[GenerationRequest] = []
-
-
-class GoesOn(JAXServer):
-    """Answers as we do, and remembers what that asked for."""
-
-    def forward_instruct(self, data: InstructRequest) -> Answer:
-        return super().forward_instruct(data)
-
-    def forward_chat(self, data: ChatRequest) -> Answer:
-        return super().forward_chat(data)
-
-    def generate(self, request: GenerationRequest) -> SavableStream:
-        ASKED.append(request)
-        return super().generate(request)
 
 
 @pytest.fixture(scope="module")
@@ -262,20 +244,6 @@ def test_an_override_may_call_what_it_overrides(servers: Servers) -> None:
     assert answer["polished"] is True
     expected = ByteFormatter().format([TALK[0], Message(role="user", content="i")])
     assert answer["input"] == expected + "Sure: "
-
-
-@pytest.mark.parametrize("route", ["/instruct", "/chat"])
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_override_that_goes_on_to_ours_keeps_deadline_and_priority(
-    servers: Servers, route: str, stream: bool
-) -> None:
-    server = servers.open(GoesOn)
-    asked = {"prompt": "i", "max_new_tokens": 1, "stream": stream, "priority": -3}
-    late = {**asked, "deadline_seconds": 1e-6}
-    with TestClient(server.app(pages=False)) as client:
-        assert "response" in client.post(route, json=asked).text
-        assert "deadline" in client.post(route, json=late).text
-    assert [request.priority for request in ASKED[-2:]] == [-3, -3]
 
 
 class SumsUp(JAXServer):
