@@ -10,6 +10,8 @@ MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
 MAX_SCORED = 128
 """Most tokens whose logits are there at once."""
+PREFILL_LENGTHS = (16, 32, 128)
+"""Padded lengths of a prefill chunk: 128 reach the matrix rate, 16 delay the least."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,7 @@ class EngineConfig:
         if self.chunk is not None:
             return self.encoder_lengths or (self.chunk,)
         longest = MAX_CALL_TOKENS // self.prefill_rows
-        lengths = [length for length in (32, 128, 256) if length <= longest]
+        lengths = [length for length in PREFILL_LENGTHS if length <= longest]
         return tuple(lengths) or (longest,)
 
     @property
@@ -142,7 +144,7 @@ class EngineConfig:
         """
         if self.chunk is not None:
             return self.chunk if self.is_fast and not self.encoder_lengths else None
-        return max(length for length in self.prefill_lengths if length <= MAX_SCORED)
+        return min(self.prefill_lengths[-1], MAX_SCORED)
 
     @property
     def decode_ladder(self) -> tuple[int, ...]:

@@ -42,15 +42,19 @@ class Way:
     neighbours: int = 0
 
 
+LONGEST_FIRST = ((128, 128), (128, 128), (32, 32), (12, 16))
 WAYS = {
-    "256 first": Way(cuts=((256, 256), (44, 128))),
+    "longest first": Way(cuts=LONGEST_FIRST),
     "128 only": Way(cuts=((128, 128), (128, 128), (44, 128)), slot=3, block=1),
     "32 only": Way(cuts=((32, 32),) * 9 + ((12, 32),), slot=5, rows=8, block=2),
-    "uneven": Way(cuts=((5, 32), (100, 256), (194, 256), (1, 32)), slot=15, rows=16),
-    "in company": Way(cuts=((256, 256), (44, 128)), slot=2, rows=4, neighbours=2),
-    "in a crowd": Way(cuts=((150, 256), (150, 256)), slot=9, rows=16, neighbours=9),
-    "by prefill of 32": Way(cuts=((256, 256), (44, 128)), rows=None, block=32),
-    "by prefill of 256": Way(cuts=((256, 256), (44, 128)), rows=None, block=256),
+    "16 only": Way(cuts=((16, 16),) * 18 + ((12, 16),), slot=1, rows=4, block=3),
+    "uneven": Way(
+        cuts=((5, 16), (100, 128), (90, 128), (104, 128), (1, 16)), slot=15, rows=16
+    ),
+    "in company": Way(cuts=LONGEST_FIRST, slot=2, rows=4, neighbours=2),
+    "in a crowd": Way(cuts=((100, 128),) * 3, slot=9, rows=16, neighbours=9),
+    "by prefill of 16": Way(cuts=LONGEST_FIRST, rows=None, block=16),
+    "by prefill of 128": Way(cuts=LONGEST_FIRST, rows=None, block=128),
 }
 
 
@@ -148,7 +152,7 @@ def test_every_executable_agrees_with_every_other(loaded_server: JAXServer) -> N
             runner.prefill(others[neighbour], slot, (0, 40, 128), True)
         answers[name] = answer(runner, prompt, way)
 
-    first = answers["256 first"]
+    first = answers["longest first"]
     assert len(first) == ANSWER
     for name, found in answers.items():
         assert found == first, name

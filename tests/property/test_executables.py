@@ -164,7 +164,7 @@ def test_every_way_to_an_answer_gives_the_same_bits(
     data: st.DataObject,
 ) -> None:
     stepper, wish = stepper_of(config, kept), wish_of(seed, length, sampling)
-    plain = [Cut(min(256, length - at), 256) for at in range(0, length, 256)]
+    plain = [Cut(min(128, length - at), 128) for at in range(0, length, 128)]
     stepper.clear()
     expected = answered(stepper, wish, 0, plain, [Block(ANSWER, RUNGS[0])])
     assert len(expected) == ANSWER

@@ -91,8 +91,8 @@ def test_a_short_prompt_is_one_chunk_padded_to_the_least_length_that_holds_it() 
 
 def test_a_long_prompt_goes_in_chunks_of_the_longest_length() -> None:
     plan, state = scheduler.plan(state_of(300), ENGINE, 0.0)
-    assert plan == PrefillPlan((chunk_of(0, 0, (0, 256), 300),), 256)
-    assert next_plan(state) == PrefillPlan((chunk_of(0, 0, (256, 300), 300),), 128)
+    assert plan == PrefillPlan((chunk_of(0, 0, (0, 128), 300),), 128)
+    assert next_plan(state) == PrefillPlan((chunk_of(0, 0, (128, 256), 300),), 128)
 
 
 def test_prompts_are_prefilled_together_in_order_of_arrival() -> None:
@@ -179,7 +179,7 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token_seconds", "length"), [(0.0001, 256), (0.0005, 128), (0.004, 32)]
+    ("token_seconds", "length"), [(0.0005, 128), (0.003, 32), (0.02, 16)]
 )
 def test_a_chunk_takes_no_longer_than_a_block_while_somebody_reads_along(
     token_seconds: float, length: int
