@@ -24,6 +24,7 @@ from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
+from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
@@ -246,6 +247,7 @@ def compile_model(
 ) -> CompiledSteps:
     """Compiles every step before the first request, unless told not to."""
     _keep_compiled_code()
+    use_processor()
     steps = build_steps(model.fns, model.params, model.engine, model.mesh)
     compiled = CompiledSteps(steps)
     if config.pre_compile:

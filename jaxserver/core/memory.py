@@ -47,7 +47,7 @@ def plan_memory(
     ]
     return MemoryPlan(
         model=model,
-        num_parameters=sum(math.prod(s.shape) for s in specs if not s.is_scale),
+        num_parameters=sum(math.prod(s.shape) for s in specs if not s.is_derived),
         num_devices=mesh.size,
         slots=engine.slots,
         max_length=engine.max_len,

@@ -1,6 +1,7 @@
 """The one description of a model's weights: shapes, axes, and what they are called."""
 
 import dataclasses
+import functools
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
@@ -29,7 +30,7 @@ class ParamSpec:
         num_out: How many of its dimensions, the first ones, are the output of a
             product; 0 where it is no factor of one.
         dtype: What it is kept in; None: in what all are.
-        is_scale: It is the scale of another weight, and no parameter itself.
+        is_derived: It says more of another weight, and is no parameter itself.
     """
 
     path: str
@@ -38,7 +39,7 @@ class ParamSpec:
     init_scale: float = 0.02
     num_out: int = 0
     dtype: str | None = None
-    is_scale: bool = False
+    is_derived: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -99,15 +100,18 @@ def kept_as(specs: Any, dtype: str) -> Any:
     def quantized(spec: ParamSpec) -> ParamSpec | Int8Weight[ParamSpec]:
         if not spec.num_out:
             return dataclasses.replace(spec, dtype="float32")
-        scale = dataclasses.replace(
+        of_outputs = functools.partial(
+            dataclasses.replace,
             spec,
-            path=f"{spec.path}.scale",
             shape=spec.shape[: spec.num_out],
             axes=spec.axes[: spec.num_out],
-            dtype="float32",
-            is_scale=True,
+            is_derived=True,
         )
-        return Int8Weight(values=dataclasses.replace(spec, dtype="int8"), scale=scale)
+        return Int8Weight(
+            values=dataclasses.replace(spec, dtype="int8"),
+            scale=of_outputs(path=f"{spec.path}.scale", dtype="float32"),
+            sums=of_outputs(path=f"{spec.path}.sums", dtype="int32"),
+        )
 
     return specs if dtype != "int8" else jax.tree.map(quantized, specs, is_leaf=is_spec)
 

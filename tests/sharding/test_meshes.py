@@ -32,7 +32,7 @@ FEW: list[tuple[str, Shape]] = [
     ("opt", (2, 2, 2)),
     ("t5", (1, 1, 8)),
 ]
-SMALL_TABLES = ["wpe", "embed_positions", "relative_attention_bias", ".scale"]
+SMALL_TABLES = ["wpe", "embed_positions", "relative_attention_bias", ".scale", ".sums"]
 """Cut along one axis of the mesh at most."""
 
 

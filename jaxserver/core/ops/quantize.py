@@ -1,4 +1,4 @@
-"""Weights in int8 and activations in two int8 halves, whose products are exact.
+"""Weights in int8 and activations in two bytes, whose products are exact.
 
 The compiler joins a multiplication to an addition behind it where both meet in one
 loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
@@ -14,15 +14,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int8, Int32
+from jaxtyping import Array, Float, Int, Int32, UInt8
+
+from jaxserver.core.ops.unsigned_product import unsigned_product
 
 Leaf = TypeVar("Leaf")
 
 LARGEST = 127
-"""The largest number that a half or a weight is rounded to."""
-LOW_SHARE = 2.0**-8
-"""What the low half counts in steps."""
-LONGEST = 2**17
+"""The largest number that a weight is rounded to, and the most steps of a token."""
+BYTE_BITS = 8
+PARTS = 2**BYTE_BITS
+"""Of a step; the low byte counts them."""
+MIDDLE = 2**7
+"""Added to high bytes, which are signed."""
+LONGEST = 2**16
 """An output has fewer inputs than this, so that its sum is an int32."""
 MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
 """Bits of a float32 without its sign, those of its power of two, the next power."""
@@ -42,10 +47,12 @@ class Int8Weight(Generic[Leaf]):
     Attributes:
         values: int8 `[*out *in]`, from -127 to 127.
         scale: float32 `[*out]`, one for each output.
+        sums: int32 `[*out]`, of each output's values.
     """
 
     values: Leaf
     scale: Leaf
+    sums: Leaf
 
 
 def quantize(
@@ -64,7 +71,8 @@ def quantize(
     values = np.zeros(weight.shape, np.float32)
     np.divide(weight, per_weight, out=values, where=where)
     np.rint(values, out=values)
-    return Int8Weight(values=values.astype(np.int8), scale=scale)
+    sums = values.sum(inner, dtype=np.int32)
+    return Int8Weight(values=values.astype(np.int8), scale=scale, sums=sums)
 
 
 def _shortened(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
@@ -88,23 +96,24 @@ def int8_product(
 ) -> Float[Array, "tokens out"]:
     """`x @ weight.T`, over all dimensions of the output at once.
 
-    Both halves are rows of one product, whose sums are integers and so exact in any
+    Both bytes are rows of one product, whose sums are integers and so exact in any
     order. A token that is not finite is NaN everywhere.
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
-    halves, step = split_halves(x)
-    flat = weight.values.reshape(-1, x.shape[1])
-    sums: Int32[Array, "halves out"] = jax.lax.dot_general(
-        halves, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
-    )
-    high, low = jnp.split(sums.astype(jnp.float32), 2)
-    return (high + low * LOW_SHARE) * weight.scale.reshape(1, -1) * step
+    both, step = split_bytes(x)
+    flat, sums = weight.values.reshape(-1, x.shape[1]), weight.sums.reshape(-1)
+    products: Int32[Array, "bytes out"] = unsigned_product(both, flat, sums)
+    high, low = jnp.split(products, 2)
+    high = (high - MIDDLE * sums[None, :]).astype(jnp.float32)
+    low = low.astype(jnp.float32)
+    y: Array = (high + low / PARTS) * weight.scale.reshape(1, -1) * step
+    return y
 
 
-def split_halves(
+def split_bytes(
     x: Float[Array, "tokens in"],
-) -> tuple[Int8[Array, "halves in"], Float[Array, "tokens 1"]]:
-    """Tokens as `step * (high + low / 256)`: all high halves, then all low ones.
+) -> tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]]:
+    """Tokens as `step * (high - 128 + low / 256)`: all high bytes, then all low ones.
 
     A token's step is the smallest power of two of which it has at most 127, or NaN
     where the token is not finite. It is found in the bits, whose order as integers is
@@ -114,8 +123,6 @@ def split_halves(
     largest = jnp.max(bits, axis=1, keepdims=True)
     power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
     step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
-    steps = x / step
-    high = jnp.round(steps)
-    low = jnp.minimum(jnp.round((steps - high) / LOW_SHARE), LARGEST)
-    halves = jnp.concatenate([high, low]).astype(jnp.int8)
-    return halves, jnp.where(largest < EXPONENT, step, jnp.nan)
+    parts = jnp.round(x / step * PARTS).astype(jnp.int32) + MIDDLE * PARTS
+    both = jnp.concatenate([parts >> BYTE_BITS, parts & (PARTS - 1)])
+    return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)

@@ -232,10 +232,11 @@ def test_scales_lie_where_the_outputs_of_their_weights_lie(
     layer = found.layers[1]
     for weight in (found.embedding, layer.qkv, layer.out, layer.mlp.down):
         whole = tuple(weight.values.sharding.spec) + (None,) * weight.values.ndim
-        assert tuple(weight.scale.sharding.spec) == whole[: weight.scale.ndim]
-    parts = (layer.mlp.gate_up.values, layer.mlp.gate_up.scale)
+        for leaf in (weight.scale, weight.sums):
+            assert tuple(leaf.sharding.spec) == whole[: leaf.ndim]
+    parts = jax.tree.leaves(layer.mlp.gate_up)
     sizes = [leaf.addressable_shards[0].data.shape[1] for leaf in parts]
-    assert sizes == [TINY_LLAMA.mlp // shape[2]] * 2
+    assert sizes == [TINY_LLAMA.mlp // shape[2]] * 3
 
 
 def test_the_users_rules_say_where_a_weight_in_int8_and_its_scale_go() -> None:

@@ -51,17 +51,22 @@ def test_random_weights_are_a_function_of_their_seed_and_norms_are_ones() -> Non
     assert 0.015 < np.asarray(params.embedding).std() < 0.025
 
 
-def test_in_int8_what_is_multiplied_by_is_a_weight_and_its_scale() -> None:
+def test_in_int8_what_is_multiplied_by_is_a_weight_scale_and_sums() -> None:
     found = {spec.path: spec for spec in leaves(kept_as(param_specs(BIASED), "int8"))}
     plain = {spec.path: spec for spec in specs_of(tied=False)}
-    scales = {f"{path}.scale": spec for path, spec in plain.items() if spec.num_out}
-    assert found.keys() == plain.keys() | scales.keys()
+    more = {
+        f"{path}.{name}": spec
+        for path, spec in plain.items()
+        for name in ("scale", "sums")
+        if spec.num_out
+    }
+    assert found.keys() == plain.keys() | more.keys()
     for path, spec in plain.items():
         kept = "int8" if spec.num_out else "float32"
         assert found[path] == dataclasses.replace(spec, dtype=kept)
         assert bool(spec.num_out) == ("norm" not in path and "bias" not in path)
-    for path, spec in scales.items():
+    for path, spec in more.items():
         out = (spec.shape[: spec.num_out], spec.axes[: spec.num_out])
         assert (found[path].shape, found[path].axes) == out
-        assert found[path].is_scale
+        assert found[path].is_derived
     assert kept_as(plain, "bfloat16") == plain

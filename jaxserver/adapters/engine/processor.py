@@ -1,0 +1,23 @@
+"""What the processor can do that XLA does not find out by itself."""
+
+import contextlib
+import re
+from pathlib import Path
+
+from jaxserver.core.ops.unsigned_product import multiply_both_on_cpu
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = re.compile(r"^flags\b.*\b(avx512_vnni|amx_int8)\b", re.MULTILINE)
+
+
+def use_processor(told: Path = _CPU_INFO) -> None:
+    """Has products compiled for the instructions that the processor has.
+
+    Answers do not depend on it.
+
+    Args:
+        told: What Linux says of the processor; elsewhere nothing is known.
+    """
+    with contextlib.suppress(OSError):
+        if _INSTRUCTIONS.search(told.read_text()):
+            multiply_both_on_cpu()
