@@ -83,11 +83,14 @@ class Run:
 
 
 def client_of(url: str, timeout_seconds: float) -> httpx.AsyncClient:
-    """A client with as many connections as it needs, past any proxy."""
+    """A client with a connection for each request, past any proxy.
+
+    llama.cpp's server now and then closes one just when it is used again.
+    """
     return httpx.AsyncClient(
         base_url=url,
         timeout=timeout_seconds,
-        limits=httpx.Limits(max_connections=None),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         trust_env=False,
     )
 
@@ -165,10 +168,7 @@ async def ask(
 
 
 async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events, which `[DONE]` ends.
-
-    The stream is read to its very end, so that its connection can be used again.
-    """
+    """The JSON objects of a stream of server-sent events, which `[DONE]` ends."""
     is_done = False
     async for line in response.aiter_lines():
         data = line.removeprefix("data:").strip()

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserver import wiring
+from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.core.ops.attention import BLOCK, attend
 from jaxserver.core.ops.linear import linear
 from jaxserver.core.ops.norms import rms_norm
@@ -210,6 +211,7 @@ OUTPUT_AXES = {"query, key, value": 3, "gate and up": 2}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    use_processor()
     copying = copy_rate(args.times)
     products = {
         "none": product_rate(jnp.float32, args.times),

@@ -79,7 +79,7 @@ class SchedulerState:
         waiting: In order of arrival.
         running: In order of admission.
         step_seconds: How long a decode step took lately; 0 before the first.
-        token_seconds: How long a token of a prefill took lately; 0 before the first.
+        chunk_seconds: How long a prefill of each padded length took lately.
         decoded_last: The last dispatch was a decode block.
         num_hits: Admissions that found a part of their prompt.
         num_preempted: Requests that had to give up their pages.
@@ -89,7 +89,7 @@ class SchedulerState:
     waiting: tuple[QueuedRequest, ...] = ()
     running: tuple[RunningRequest, ...] = ()
     step_seconds: float = 0.0
-    token_seconds: float = 0.0
+    chunk_seconds: Mapping[int, float] = dataclasses.field(default_factory=dict)
     decoded_last: bool = True
     num_hits: int = 0
     num_preempted: int = 0

@@ -71,9 +71,11 @@ def absorb(
     state = _forget(state, outcome.unsound & outcome.finished)
     state = release(state, engine, outcome.finished)
     if isinstance(plan, PrefillPlan):
-        per_token = outcome.seconds / (plan.time * engine.prefill_rows)
-        mean = _moving_mean(state.token_seconds, per_token)
-        return dataclasses.replace(state, token_seconds=mean)
+        mean = _moving_mean(state.chunk_seconds.get(plan.time, 0.0), outcome.seconds)
+        known = {**state.chunk_seconds, plan.time: mean}
+        return (
+            state if plan.is_scored else dataclasses.replace(state, chunk_seconds=known)
+        )
     if not outcome.steps:
         return state
     mean = _moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
@@ -185,10 +187,16 @@ def _longest_chunk(state: SchedulerState, engine: EngineConfig) -> int:
     """As long as may be, but for answers that would stand still meanwhile."""
     lengths = engine.prefill_lengths
     streams = any(r.is_decoding and r.request.streaming for r in state.running)
-    if engine.chunk is not None or not streams or not state.token_seconds:
+    if engine.chunk is not None or not streams:
         return lengths[-1]
-    most = engine.block_seconds / (state.token_seconds * engine.prefill_rows)
-    return max((length for length in lengths if length <= most), default=lengths[0])
+
+    def seconds(length: int) -> float:
+        """A chunk takes no longer than shorter ones in its place."""
+        known = state.chunk_seconds.items()
+        return min((s * length / n for n, s in known if n <= length), default=0.0)
+
+    fitting = [n for n in lengths if seconds(n) <= engine.block_seconds]
+    return max(fitting, default=lengths[0])
 
 
 def _plan_decode(
@@ -208,14 +216,15 @@ def _plan_decode(
 
 
 def _block(state: SchedulerState, engine: EngineConfig) -> int:
-    """How many tokens to decode: few where somebody waits or reads along."""
+    """How many tokens to decode: few where somebody waits or reads along.
+
+    Only one between the chunks of prompts: the more answers run, the less one costs.
+    """
     decoding = [r for r in state.running if r.is_decoding]
-    is_hurried = (
-        bool(state.waiting)
-        or len(decoding) < len(state.running)
-        or any(r.request.streaming for r in decoding)
-    )
-    if not is_hurried:
+    has_room = len(state.running) < engine.slots
+    if len(decoding) < len(state.running) or (state.waiting and has_room):
+        return 1
+    if not state.waiting and not any(r.request.streaming for r in decoding):
         return engine.max_stream_tokens
     step_seconds = state.step_seconds or engine.block_seconds
     fitting = math.floor(engine.block_seconds / step_seconds)

@@ -106,10 +106,12 @@ class Requests(RuleBasedStateMachine):
         assert 1 <= plan.num_steps <= ENGINE.max_stream_tokens
         assert max(plan.requests) < plan.rows
         assert plan.rows in ENGINE.decode_ladder
-        hurried = self.state.waiting or any(
-            r.request.streaming or not r.is_decoding for r in self.state.running
-        )
-        if hurried and self.state.step_seconds:
+        running = self.state.running
+        hurried = self.state.waiting or any(r.request.streaming for r in running)
+        has_prompt = self.state.waiting and len(running) < ENGINE.slots
+        if has_prompt or not all(r.is_decoding for r in running):
+            assert plan.num_steps == 1
+        elif hurried and self.state.step_seconds:
             assert plan.num_steps * STEP_SECONDS <= ENGINE.block_seconds + 1e-9
         elif not hurried:
             assert plan.num_steps == ENGINE.max_stream_tokens

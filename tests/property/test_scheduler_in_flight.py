@@ -101,10 +101,11 @@ class Ahead(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.state.running))
     @rule()
     def fail(self) -> None:
-        """A dispatch takes the cache with it."""
+        """A dispatch takes the cache and the slots with it."""
         failed = [i for plan, _ in self.in_flight for i in plan.request_ids]
         self.in_flight.clear()
         self.device.pages.clear()
+        self.device.rows.clear()
         self.state, given_up = scheduler.lose(self.state, self.engine, failed)
         self.open -= set(given_up)
         for request in self.state.requests:

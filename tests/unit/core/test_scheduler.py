@@ -156,9 +156,14 @@ def test_a_hurried_block_takes_no_longer_than_it_may(
     assert decode_plan(state).num_steps == num_steps
 
 
-def test_a_block_is_hurried_while_a_prompt_is_unfinished_or_waits() -> None:
-    between = dataclasses.replace(after(state_of(5, 300), 2), decoded_last=False)
+def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
+    between = dataclasses.replace(
+        after(state_of(5, 300), 2), decoded_last=False, step_seconds=0.001
+    )
     assert decode_plan(between).num_steps == 1
+
+
+def test_a_block_is_hurried_while_somebody_waits() -> None:
     full = dataclasses.replace(after(state_of(*[5] * 6), 10), decoded_last=False)
     assert full.waiting
     assert decode_plan(full).num_steps == 1
@@ -175,17 +180,32 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
     state = scheduler.absorb(
         state, ENGINE, prefill, outcome_of(prefill, steps=0, seconds=6.4)
     )
-    assert (state.step_seconds, state.token_seconds) == (0.5, 0.05)
+    assert (state.step_seconds, state.chunk_seconds) == (0.5, {128: 6.4})
+    short = PrefillPlan((), 16)
+    state = scheduler.absorb(
+        state, ENGINE, short, outcome_of(short, steps=0, seconds=0.2)
+    )
+    assert state.chunk_seconds == {128: 6.4, 16: 0.2}
 
 
 @pytest.mark.parametrize(
-    ("token_seconds", "length"), [(0.0005, 128), (0.003, 32), (0.02, 16)]
+    ("chunk_seconds", "length"),
+    [
+        ({}, 128),
+        ({128: 0.1}, 128),
+        ({128: 0.2}, 32),
+        ({128: 0.2, 32: 0.11}, 16),
+        ({16: 0.2}, 16),
+        ({16: 0.03, 32: 0.05}, 32),
+        ({16: 0.03, 32: 0.05, 128: 0.09}, 128),
+        ({32: 0.02, 128: 0.2}, 128),
+    ],
 )
 def test_a_chunk_takes_no_longer_than_a_block_while_somebody_reads_along(
-    token_seconds: float, length: int
+    chunk_seconds: dict[int, float], length: int
 ) -> None:
     state = after(state_of(5, 700, streaming=True), 2)
-    state = dataclasses.replace(state, token_seconds=token_seconds)
+    state = dataclasses.replace(state, chunk_seconds=chunk_seconds)
     plan = next_plan(state)
     assert isinstance(plan, PrefillPlan)
     assert plan.time == length
