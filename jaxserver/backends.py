@@ -143,7 +143,8 @@ def _native(
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
 
     max_len = min(config.max_length, known.max_len)
-    fns = transformer_fns(known, max_len, config.page_size, mesh)
+    cached = "float16" if kept == "int8" else "float32"
+    fns = transformer_fns(known, max_len, config.page_size, mesh, cached)
     digest = functools.partial(files_digest, checkpoint.files)
     return Backend("native", fns, specs, place, kept, load, digest)
 

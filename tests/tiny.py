@@ -70,4 +70,6 @@ def tiny_model(
         ),
         params,
     )
-    return TinyModel(transformer_fns(config, max_len, page_size), params, mesh)
+    cached = "float16" if kept == "int8" else "float32"
+    fns = transformer_fns(config, max_len, page_size, cache_dtype=cached)
+    return TinyModel(fns, params, mesh)

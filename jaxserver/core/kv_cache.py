@@ -33,15 +33,17 @@ def whole_row_page(max_len: int) -> int:
     return -(-max_len // BLOCK) * BLOCK
 
 
-def init_cache(config: ModelConfig, num_pages: int, page_size: int) -> KVCache:
-    """A cache of zeros in float32."""
+def init_cache(
+    config: ModelConfig, num_pages: int, page_size: int, dtype: str = "float32"
+) -> KVCache:
+    """A cache of zeros."""
     heads, dim = config.num_kv_heads, config.head_dim
     keys = (num_pages, heads, dim, page_size)
     values = (num_pages, heads, page_size, dim)
     layers = range(config.num_layers)
     return KVCache(
-        keys=tuple(jnp.zeros(keys, jnp.float32) for _ in layers),
-        values=tuple(jnp.zeros(values, jnp.float32) for _ in layers),
+        keys=tuple(jnp.zeros(keys, dtype) for _ in layers),
+        values=tuple(jnp.zeros(values, dtype) for _ in layers),
     )
 
 

@@ -40,6 +40,7 @@ def transformer_fns(
     max_len: int,
     page_size: int | None = None,
     mesh: Mesh | None = None,
+    cache_dtype: str = "float32",
 ) -> ModelFns:
     """Builds the functions of one model; a page is a whole row unless told otherwise.
 
@@ -48,12 +49,13 @@ def transformer_fns(
         max_len: Longest sequence to serve.
         page_size: Tokens of a page, a multiple or a divisor of the attention's block.
         mesh: Where the weights and the cache lie; None leaves all to the compiler.
+        cache_dtype: What keys and values are kept in.
     """
     page_size = page_size or whole_row_page(max_len)
     chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     return ModelFns(
-        init_cache=functools.partial(_init_cache, config, page_size),
+        init_cache=functools.partial(_init_cache, config, page_size, cache_dtype),
         extend=functools.partial(extend, config, rope_table(config, max_len), mesh),
         copy_pages=copy_pages,
         cache_axes=lambda shape: KV_AXES,
@@ -64,8 +66,10 @@ def transformer_fns(
     )
 
 
-def _init_cache(config: ModelConfig, page_size: int, num_pages: int) -> KVCache:
-    return init_cache(config, num_pages, page_size)
+def _init_cache(
+    config: ModelConfig, page_size: int, dtype: str, num_pages: int
+) -> KVCache:
+    return init_cache(config, num_pages, page_size, dtype)
 
 
 def extend(
@@ -147,7 +151,7 @@ def _layer(
     num_blocks = (ends + BLOCK - 1) // BLOCK
     # Rows that lie on several devices are not put into groups across them.
     is_split = mesh is not None and num_devices("batch", mesh) > 1
-    together = rows if is_split and rows_axis else ROWS
+    together = None if is_split and rows_axis else ROWS
     attended = attend(queries, cache, batch.page_table, positions, num_blocks, together)
     attended = constrain(attended, (None, None, "kv_heads", None, None), mesh)
     flat = pad_tokens(attended.reshape(rows * time, *attended.shape[2:]))

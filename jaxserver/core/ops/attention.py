@@ -10,11 +10,14 @@ from jaxserver.core.ops.sums import sum_last
 BLOCK = 128
 """Cached positions looked at together; the cache's rows are multiples of it."""
 MIN_QUERIES = 4
-"""With fewer query positions a row's products take another path (CPU)."""
+"""With fewer queries of a head, products take another path (CPU)."""
 VALUE_WIDTH = 64
 """Heads are padded to a multiple of it, for the same reason."""
 ROWS = 4
-"""Rows that are looked at together: one alone is too little work at a time."""
+"""Rows that are looked at together: one alone is too little work at a time.
+
+Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
+"""
 NEVER = -1e30
 """Score of a position that is not seen: a masked block then adds exactly nothing."""
 
@@ -28,7 +31,7 @@ def attend(
     table: PageTable,
     positions: Int[Array, "rows time"],
     num_blocks: Int[Array, " rows"],
-    together: int = ROWS,
+    together: int | None = ROWS,
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
 
@@ -42,10 +45,12 @@ def attend(
         table: Pages of each row, or None.
         positions: Of the queries.
         num_blocks: How many blocks each row has to look at.
-        together: How many rows go together.
+        together: How many rows go together; None for all, wherever they lie.
     """
-    rows = queries.shape[0]
-    together = min(together, rows)
+    rows, groups = queries.shape[0], queries.shape[3]
+    is_enough = together is not None and together <= rows
+    least = MIN_QUERIES * (1 if is_enough else groups)
+    together = min(together or rows, rows)
     # The last rows may go with some that have gone before, and are done again.
     starts = [min(at, rows - together) for at in range(0, rows, together)]
     new = rows - (len(starts) - 1) * together
@@ -56,7 +61,7 @@ def attend(
     def attend_group(group: tuple[Array, Array, Array, Array, PageTable]) -> Array:
         queries, positions, num_blocks, first, table = group
         most = jnp.max(num_blocks)
-        return _attend_rows(queries, cache, (first, table), positions, most)
+        return _attend_rows(queries, cache, (first, table), positions, (most, least))
 
     by_group = jax.lax.map(
         attend_group,
@@ -78,24 +83,33 @@ def _attend_rows(
     ],
     where: tuple[Int[Array, ""], PageTable],
     positions: Int[Array, "rows time"],
-    num_blocks: Int[Array, ""],
+    size: tuple[Int[Array, ""], int],
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
-    """Attention of some rows, through the same number of blocks each."""
-    rows, time_in, kv_heads, groups, head_dim = queries.shape
-    time = max(time_in, MIN_QUERIES)
-    spare = time - time_in
-    queries = jnp.pad(queries, ((0, 0), (0, spare), (0, 0), (0, 0), (0, 0)))
-    positions = jnp.pad(positions, ((0, 0), (0, spare)), mode="edge")
+    """Attention of some rows, through the same number of blocks each.
+
+    Args:
+        queries: As for `attend`.
+        cache: As for `attend`.
+        where: See `paged.read_block`.
+        positions: As for `attend`.
+        size: The number of blocks, and the least number of queries of a head.
+    """
+    rows, time, kv_heads, groups, head_dim = queries.shape
+    num_blocks, least = size
+    spare = max(0, least - groups * time)
     wide = -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
-    seen_up_to = jnp.tile(positions, (1, groups))[:, None, :, None]
+    seen_up_to = jnp.pad(jnp.tile(positions, (1, groups)), ((0, 0), (0, spare)))
+    seen_up_to = seen_up_to[:, None, :, None]
     by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)
     by_head = by_head.reshape(rows, kv_heads, groups * time, head_dim)
+    by_head = jnp.pad(by_head, ((0, 0), (0, 0), (0, spare), (0, 0)))
 
     def add_block(
         nth: Int[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
         best, mass, out = carry
-        block_keys, block_values = read_block(*cache, where, rows, (nth, BLOCK))
+        block = read_block(*cache, where, rows, (nth, BLOCK))
+        block_keys, block_values = (leaf.astype(jnp.float32) for leaf in block)
         scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
         at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]
         scores = jnp.where(at <= seen_up_to, scores, NEVER)
@@ -107,7 +121,7 @@ def _attend_rows(
         new_mass = mass * kept + sum_last(weights)
         return new_best, new_mass, out * kept[..., None] + added
 
-    shape = (rows, kv_heads, groups * time)
+    shape = by_head.shape[:3]
     nothing = (
         jnp.full(shape, NEVER, jnp.float32),
         jnp.zeros(shape, jnp.float32),
@@ -115,5 +129,5 @@ def _attend_rows(
     )
     _, mass, out = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
     heads: Array = out[..., :head_dim] / mass[..., None]
-    by_group = heads.reshape(rows, kv_heads, groups, time, head_dim)
-    return by_group.transpose(0, 3, 1, 2, 4)[:, :time_in]
+    by_group = heads[:, :, : groups * time].reshape(rows, kv_heads, groups, time, -1)
+    return by_group.transpose(0, 3, 1, 2, 4)

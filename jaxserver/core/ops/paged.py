@@ -29,15 +29,23 @@ def write(
 
     A value that is no number is kept as 0 under a key that is NaN: whoever attends to
     it fails as before, but once its page belongs to another row it weighs nothing, not
-    0 times NaN.
+    0 times NaN. What is beyond the cache's type is its largest number.
     """
     (new_keys, new_values), (page, offset) = new, places
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
     new_keys = jnp.where(is_sound, new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
-    keys = keys.at[page, :, :, offset].set(new_keys, mode="drop")
-    values = values.at[page, :, offset, :].set(new_values, mode="drop")
+    kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
+    keys = keys.at[page, :, :, offset].set(kept_keys, mode="drop")
+    values = values.at[page, :, offset, :].set(kept_values, mode="drop")
     return keys, values
+
+
+def _as(cache: Array, new: Array) -> Array:
+    if cache.dtype == new.dtype:
+        return new
+    largest = float(jnp.finfo(cache.dtype).max)
+    return jnp.clip(new, -largest, largest).astype(cache.dtype)
 
 
 def places(
