@@ -146,7 +146,8 @@ def _layer(
     places = paged.places(
         positions, batch.length, batch.page_table, page_size, num_pages
     )
-    cache = paged.write(*cache, (keys, values), places)
+    is_whole = batch.page_table is None or batch.page_table.shape[1] == 1
+    cache = paged.write(*cache, (keys, values), places, has_whole_rows=is_whole)
     ends = jnp.where(batch.length > 0, batch.start + batch.length, 0)
     num_blocks = (ends + BLOCK - 1) // BLOCK
     # Rows that lie on several devices are not put into groups across them.

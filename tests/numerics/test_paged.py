@@ -82,6 +82,40 @@ def test_writing_changes_the_places_that_are_meant_and_no_other(
     np.testing.assert_array_equal(found_values, expected_values)
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize("counts", [(3, 3), (1, 2), (2, 0), (0, 3)])
+def test_runs_of_rows_on_one_page_are_written_as_tokens_are(
+    transform: Transform, start: int, counts: tuple[int, int]
+) -> None:
+    keys, values = pages()
+    new = normal(2, 3, HEADS, HEAD_DIM), normal(2, 3, HEADS, HEAD_DIM)
+    positions = np.array([[0, 1, 2], [start, start + 1, start + 2]], np.int32)
+    table = np.array([[6], [1]], np.int32)
+    where = places(transform, positions, np.array(counts, np.int32), table)
+    expected = put(transform, keys, values, new, where)
+
+    def write(*given: Any) -> Any:
+        return paged.write(*given, has_whole_rows=True)
+
+    found = transform(write)(keys, values, new, where)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_what_is_beyond_the_caches_type_is_its_largest_number(
+    transform: Transform,
+) -> None:
+    keys, values = (leaf.astype(np.float16) for leaf in pages())
+    new = normal(1, 2, HEADS, HEAD_DIM), normal(1, 2, HEADS, HEAD_DIM)
+    new[0][0, 1, 0, 1], new[1][0, 1, 1, 2] = 1e6, -1e6
+    where = np.array([[5, 5]], np.int32), np.array([[0, 1]], np.int32)
+    found_keys, found_values = put(transform, keys, values, new, where)
+    assert (found_keys[5, 0, 1, 1], found_values[5, 1, 1, 2]) == (65504, -65504)
+    np.testing.assert_array_equal(
+        found_keys[5, :, :, 0], new[0][0, 0].astype(np.float16)
+    )
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_a_value_that_is_no_number_is_kept_as_nothing_under_a_key_that_is_none(
     transform: Transform, broken: float

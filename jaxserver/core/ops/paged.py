@@ -21,6 +21,8 @@ def write(
         Float[Array, "rows time kv_heads head_dim"],
     ],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
+    *,
+    has_whole_rows: bool = False,
 ) -> tuple[
     Float[Array, "pages kv_heads head_dim page_size"],
     Float[Array, "pages kv_heads page_size head_dim"],
@@ -30,15 +32,54 @@ def write(
     A value that is no number is kept as 0 under a key that is NaN: whoever attends to
     it fails as before, but once its page belongs to another row it weighs nothing, not
     0 times NaN. What is beyond the cache's type is its largest number.
+
+    Args:
+        keys: The cache's keys.
+        values: The cache's values.
+        new: Of the new tokens.
+        places: See the function of that name.
+        has_whole_rows: A row's tokens lie one after the other on one page.
     """
     (new_keys, new_values), (page, offset) = new, places
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
     new_keys = jnp.where(is_sound, new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
     kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
-    keys = keys.at[page, :, :, offset].set(kept_keys, mode="drop")
+    # A key alone lies scattered (CPU), a row of them in runs.
+    if has_whole_rows and 1 < page.shape[1] <= keys.shape[3]:
+        keys = _write_runs(keys, kept_keys, page, offset)
+    else:
+        keys = keys.at[page, :, :, offset].set(kept_keys, mode="drop")
     values = values.at[page, :, offset, :].set(kept_values, mode="drop")
     return keys, values
+
+
+def _write_runs(
+    keys: Float[Array, "pages kv_heads head_dim page_size"],
+    new: Float[Array, "rows time kv_heads head_dim"],
+    page: Int[Array, "rows time"],
+    offset: Int[Array, "rows time"],
+) -> Float[Array, "pages kv_heads head_dim page_size"]:
+    """Row after row, by way of as many positions as there are new tokens."""
+    (rows, time), (num_pages, kv_heads, head_dim, page_size) = page.shape, keys.shape
+    counts = jnp.sum(page < num_pages, axis=1, dtype=jnp.int32)
+    spare = ((0, 0), (0, 0), (0, 0), (time, 0))
+    shifted = jnp.pad(new.transpose(0, 2, 3, 1), spare)
+    zero, size = jnp.zeros((), jnp.int32), (1, kv_heads, head_dim, time)
+    window = jnp.arange(time, dtype=jnp.int32)
+
+    def write_row(row: Array, keys: Array) -> Array:
+        begin = jnp.minimum(offset[row, 0], page_size - time)
+        late = offset[row, 0] - begin
+        run = jax.lax.dynamic_slice(shifted, (row, zero, zero, time - late), size)
+        place = (page[row, 0], zero, zero, begin)
+        old = jax.lax.dynamic_slice(keys, place, size)
+        is_new = (window >= late) & (window < late + counts[row])
+        mixed = jnp.where(is_new[None, None, None, :], run, old)
+        return jax.lax.dynamic_update_slice(keys, mixed, place)
+
+    written: Array = jax.lax.fori_loop(0, rows, write_row, keys)
+    return written
 
 
 def _as(cache: Array, new: Array) -> Array:
