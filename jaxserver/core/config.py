@@ -151,7 +151,7 @@ class EngineConfig:
         """Numbers of slots that a decode step may be compiled for, smallest first."""
         if self.chunk is not None or self.row_parts > 1:
             return (self.slots,)
-        rungs = [rung for rung in (4, 8, 16, 32, 64, 128) if rung < self.slots]
+        rungs = [rung for rung in (1, 4, 8, 16, 32, 64, 128) if rung < self.slots]
         return (*rungs, self.slots)
 
     @property

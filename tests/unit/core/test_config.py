@@ -23,10 +23,10 @@ def test_prefill_lengths_fit_the_most_tokens_of_a_call(
     ("slots", "ladder"),
     [
         (1, (1,)),
-        (4, (4,)),
-        (5, (4, 5)),
-        (16, (4, 8, 16)),
-        (100, (4, 8, 16, 32, 64, 100)),
+        (4, (1, 4)),
+        (5, (1, 4, 5)),
+        (16, (1, 4, 8, 16)),
+        (100, (1, 4, 8, 16, 32, 64, 100)),
     ],
 )
 def test_the_decode_ladder_ends_with_all_slots(

@@ -114,7 +114,7 @@ def test_prefill_and_decode_take_turns() -> None:
     assert kinds == [PrefillPlan, DecodePlan] * 3
 
 
-@pytest.mark.parametrize(("requests", "rows"), [(1, 4), (4, 4), (5, 5)])
+@pytest.mark.parametrize(("requests", "rows"), [(1, 1), (2, 4), (4, 4), (5, 5)])
 def test_a_block_runs_the_least_rows_that_hold_its_slots(
     requests: int, rows: int
 ) -> None:

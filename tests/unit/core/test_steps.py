@@ -57,7 +57,7 @@ def row_of(stepper: Stepper, slot: int) -> list[int]:
 def test_the_list_of_executables_follows_from_the_configuration() -> None:
     built = compiled()._steps
     assert tuple(built.prefill) == ENGINE.prefill_lengths == (16, 32, 128)
-    assert tuple(built.decode) == ENGINE.decode_ladder == (4, 6)
+    assert tuple(built.decode) == ENGINE.decode_ladder == (1, 4, 6)
 
 
 def test_a_prompts_end_brings_the_first_token(stepper: Stepper) -> None:
