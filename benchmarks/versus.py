@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--only", type=names, default=tuple(CONTESTANTS), help="some, by name, with ;")
     add("--peer-python", type=pair, action="append", default=[], metavar="NAME=PATH")
     add("--clients", type=counts, default=(1, 16))
-    add("--turns", type=int, default=2, help="requests of a client, each round")
+    add("--turns", type=int, default=4, help="requests of a client, each round")
     add("--rounds", type=int, default=5)
     add("--prompt-tokens", type=int, default=128)
     add("--new-tokens", type=int, default=64)

@@ -240,14 +240,17 @@ def test_what_a_page_held_before_does_not_matter(
     np.testing.assert_array_equal(found[0, :LENGTH], expected)
 
 
+HUGE = {"float32": 1e30, "float16": 6e4}
+
+
 def huge(leaf: jax.Array) -> jax.Array:
-    return leaf.at[:].set(1e30) if leaf.dtype == jnp.float32 else leaf
+    return leaf.at[:].set(HUGE[str(leaf.dtype)]) if str(leaf.dtype) in HUGE else leaf
 
 
 def broken_params(model: TinyModel, value: float) -> TinyModel:
     """The same model with a number in each weight that is none, or in its scale."""
     params = jax.tree.map(
-        lambda leaf: leaf if leaf.dtype == jnp.int8 else leaf.at[..., 0].set(value),
+        lambda leaf: leaf.at[..., 0].set(value) if leaf.dtype == jnp.float32 else leaf,
         model.params,
     )
     return model._replace(params=params)

@@ -285,7 +285,7 @@ def test_compiled_code_is_kept_in_our_cache_unless_jax_was_told_where(
 def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
     heard: list[tuple[str, int, int]] = []
     made = wiring.compile_model(model, config, lambda *one: heard.append(one))
-    assert heard == [("compile", count, 7) for count in range(1, 8)]
+    assert heard == [("compile", count, 9) for count in range(1, 10)]
     return made
 
 

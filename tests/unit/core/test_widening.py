@@ -34,6 +34,8 @@ DEEP = ModelConfig(
     head_dim=64,
     max_len=128,
 )
+SCALARS = 1024
+"""Bytes of what a loop needs besides, each aligned to 64."""
 WISH = Wish(
     prompt=tuple(range(3, 30)), sampling=SamplingParams(greedy=True, logprobs=5)
 )
@@ -89,7 +91,7 @@ def test_a_step_needs_room_for_one_widened_weight(dtype: str, kind: str) -> None
     plan = plan_memory("deep", specs, fns, ENGINE, (one_device(), dtype))
     room = temporary_bytes("float32", kind) + plan.working_bytes_per_device
     assert plan.weights_bytes_per_device > 3 * plan.working_bytes_per_device
-    assert temporary_bytes(dtype, kind) <= room
+    assert temporary_bytes(dtype, kind) <= room + SCALARS
 
 
 def test_a_decode_step_in_int8_widens_no_weight() -> None:
@@ -98,6 +100,4 @@ def test_a_decode_step_in_int8_widens_no_weight() -> None:
     plan = plan_memory("deep", specs, fns, ENGINE, (one_device(), "int8"))
     assert plan.working_bytes_per_device == 0
     smallest = min(math.prod(spec.shape) for spec in specs if spec.dtype == "int8")
-    more_sums = ENGINE.slots * 2 * DEEP.mlp * 4  # of the low halves
-    room = temporary_bytes("float32", "decode") + more_sums + smallest
-    assert temporary_bytes("int8", "decode") < room
+    assert temporary_bytes("int8", "decode") < 4 * smallest

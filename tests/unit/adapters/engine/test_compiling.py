@@ -158,7 +158,7 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
             score={},
             take={},
             put={},
-            decode={4: build("decode", 4)},
+            decode={1: build("decode", 1)},
             inputs=shared.steps.inputs,
             share=shared.steps.share,
             processors={},
@@ -172,5 +172,5 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
         assert asked == [("init", 0)]
         answers = [list(engine.generate(request))[-1] for _ in range(2)]
 
-    assert asked == [("init", 0), ("prefill", 32), ("decode", 4), ("adopt", 0)]
+    assert asked == [("init", 0), ("prefill", 32), ("decode", 1), ("adopt", 0)]
     assert [answer.usage for answer in answers] == [expected.usage] * 2

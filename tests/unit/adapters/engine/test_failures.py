@@ -94,7 +94,8 @@ def test_a_request_whose_step_fails_twice_fails_and_the_engine_goes_on(
 
 def test_requests_that_wait_survive_steps_that_fail() -> None:
     with engines.gated(breaking("decode", 4, 5)) as (engine, gate):
-        streams = [engine.generate(request()) for _ in range(7)]
+        firsts = [request(f"{letter}bc") for letter in "defg"]
+        streams = [engine.generate(asked) for asked in (*firsts, *[request()] * 3)]
         engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
         gate.open()
@@ -122,7 +123,7 @@ def test_an_outcome_that_cannot_be_read_is_a_failed_step() -> None:
 
 def test_each_reader_gets_an_error_of_its_own() -> None:
     with engines.gated(breaking("decode", 4, 5)) as (engine, gate):
-        streams = [engine.generate(request()) for _ in range(4)]
+        streams = [engine.generate(request(f"{letter}bc")) for letter in "defg"]
         engines.tokenised(engine)
         assert gate.allow_until(lambda: engine.loop.stats.slots_in_use == 4)
         gate.open()
