@@ -1,0 +1,23 @@
+import pytest
+
+from benchmarks import scaling
+
+
+@pytest.mark.parametrize(
+    ("name", "curve", "told"),
+    [
+        ("slots", {1: 0.010, 4: 0.013, 64: 0.1}, None),
+        ("slots", {1: 0.010, 4: 0.039, 64: 0.64}, None),
+        ("context", {128: 0.010, 256: 0.024}, "context: 2.4 times at 2 times"),
+        ("queue", {1: 0.0001, 256: 0.0019}, None),
+        ("queue", {1: 0.0001, 256: 0.0031}, "queue: 3.1 ms"),
+    ],
+)
+def test_a_cost_that_grows_too_fast_is_told(
+    name: str, curve: scaling.Curve, told: str | None
+) -> None:
+    assert scaling.too_much(name, curve) == told
+
+
+def test_planning_costs_little_however_many_wait() -> None:
+    assert 0 < scaling.plan_seconds(256, times=5) < 0.05
