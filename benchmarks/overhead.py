@@ -46,18 +46,10 @@ DATA, DONE = b"data: ", b"data: [DONE]"
 
 
 class Heard(NamedTuple):
-    """What one stream brought.
-
-    Attributes:
-        events: Those with text.
-        began: When the first of them came.
-        ended: When the stream ended.
-    """
+    """What one stream brought, and in how many events besides that of its usage."""
 
     tokens: int
     events: int
-    began: float
-    ended: float
 
 
 async def listen(url: str, new_tokens: int, seed: int) -> Heard:
@@ -76,18 +68,17 @@ async def listen(url: str, new_tokens: int, seed: int) -> Heard:
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
     kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write((head + kind).encode() + body)
-    times, events, last = [], 0, b""
+    events, last = 0, b"null"
     while line := await reader.readline():
         if line.startswith(DONE):
             break
         if line.startswith(DATA):
-            times.append(time.perf_counter())
-            events, last = events + 1, line
+            events, last = events + 1, line.removeprefix(DATA)
     writer.close()
-    if not last:
-        raise SystemExit("the server sent no events")
-    usage = json.loads(last.removeprefix(DATA))["usage"]
-    return Heard(usage["completion_tokens"], events - 1, times[0], times[-1])
+    usage = (json.loads(last) or {}).get("usage")
+    if usage is None:
+        raise SystemExit(f"a stream ended with {last.decode()!r} in place of its usage")
+    return Heard(usage["completion_tokens"], events - 1)
 
 
 async def listen_to_all(url: str, args: argparse.Namespace) -> list[Heard]:
@@ -96,7 +87,7 @@ async def listen_to_all(url: str, args: argparse.Namespace) -> list[Heard]:
 
 
 def measure(server: Started, args: argparse.Namespace) -> dict[str, float]:
-    """Over the time in which all of them stream."""
+    """From the first request to the last answer's end, after a round that warms up."""
     process = psutil.Process(server.pid)
     asyncio.run(listen_to_all(server.url, args))
     before, began = sum(process.cpu_times()[:2]), time.perf_counter()

@@ -16,6 +16,7 @@ from jaxserver.adapters.flax_models.weights import (
     plain_params,
 )
 from jaxserver.core.families import llama
+from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.loading import (
     check_shapes,
     load_params,
@@ -143,7 +144,7 @@ def _native(
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
 
     max_len = min(config.max_length, known.max_len)
-    cached = "float16" if kept == "int8" else "float32"
+    cached = cache_dtype(kept)
     fns = transformer_fns(known, max_len, config.page_size, mesh, cached)
     digest = functools.partial(files_digest, checkpoint.files)
     return Backend("native", fns, specs, place, kept, load, digest)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserver.core.config import ModelConfig
+from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.ops.quantize import quantize
 from jaxserver.core.params import ParamSpec, Weights, init_params, is_spec, param_specs
 from jaxserver.core.sharding import make_mesh, named_sharding
@@ -70,6 +71,5 @@ def tiny_model(
         ),
         params,
     )
-    cached = "float16" if kept == "int8" else "float32"
-    fns = transformer_fns(config, max_len, page_size, cache_dtype=cached)
+    fns = transformer_fns(config, max_len, page_size, cache_dtype=cache_dtype(kept))
     return TinyModel(fns, params, mesh)

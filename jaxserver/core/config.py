@@ -144,7 +144,7 @@ class EngineConfig:
         """
         if self.chunk is not None:
             return self.chunk if self.is_fast and not self.encoder_lengths else None
-        return min(self.prefill_lengths[-1], MAX_SCORED)
+        return max(length for length in self.prefill_lengths if length <= MAX_SCORED)
 
     @property
     def decode_ladder(self) -> tuple[int, ...]:

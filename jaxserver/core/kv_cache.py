@@ -28,6 +28,11 @@ def token_axes(num_layers: int) -> KVCache:
     return KVCache(keys, values)  # type: ignore[arg-type]  # numbers in arrays' places
 
 
+def cache_dtype(kept: str) -> str:
+    """What keys and values are kept in, beside weights that are kept in a type."""
+    return "float16" if kept == "int8" else "float32"
+
+
 def whole_row_page(max_len: int) -> int:
     """Size of a page that holds a whole row: `max_len` up to a multiple of a block."""
     return -(-max_len // BLOCK) * BLOCK

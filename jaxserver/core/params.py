@@ -92,7 +92,7 @@ def param_specs(config: ModelConfig) -> Specs:
 
 
 def kept_as(specs: Any, dtype: str) -> Any:
-    """The same weights as they are kept: for int8, factors of products are in two.
+    """The same weights as they are kept: for int8, factors of products are in parts.
 
     What is no factor is kept in float32 then.
     """

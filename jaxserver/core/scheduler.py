@@ -70,12 +70,10 @@ def absorb(
         state = _store_chunks(state, engine, plan, outcome)
     state = _forget(state, outcome.unsound & outcome.finished)
     state = release(state, engine, outcome.finished)
-    if isinstance(plan, PrefillPlan):
+    if isinstance(plan, PrefillPlan) and not plan.is_scored:
         mean = _moving_mean(state.chunk_seconds.get(plan.time, 0.0), outcome.seconds)
         known = {**state.chunk_seconds, plan.time: mean}
-        return (
-            state if plan.is_scored else dataclasses.replace(state, chunk_seconds=known)
-        )
+        return dataclasses.replace(state, chunk_seconds=known)
     if not outcome.steps:
         return state
     mean = _moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
@@ -138,9 +136,9 @@ def plan(
     Prefill and decode take turns while both have work, so that neither a long prompt
     stops running answers nor the answers keep a prompt waiting.
     """
+    state = admit(state, engine, now)
     can_decode = any(r.is_decoding for r in state.running)
     if state.decoded_last or not can_decode:
-        state = admit(state, engine, now)
         prefill = _plan_prefill(state, engine)
         if prefill is not None:
             return prefill, _dispatched(state, prefill)
@@ -221,8 +219,7 @@ def _block(state: SchedulerState, engine: EngineConfig) -> int:
     Only one between the chunks of prompts: the more answers run, the less one costs.
     """
     decoding = [r for r in state.running if r.is_decoding]
-    has_room = len(state.running) < engine.slots
-    if len(decoding) < len(state.running) or (state.waiting and has_room):
+    if len(decoding) < len(state.running):
         return 1
     if not state.waiting and not any(r.request.streaming for r in decoding):
         return engine.max_stream_tokens

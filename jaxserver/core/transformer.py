@@ -146,12 +146,13 @@ def _layer(
     places = paged.places(
         positions, batch.length, batch.page_table, page_size, num_pages
     )
+    # Neither runs of keys nor groups of rows go across the devices that rows lie on.
+    is_split = mesh is not None and num_devices("batch", mesh) > 1
     is_whole = batch.page_table is None or batch.page_table.shape[1] == 1
-    cache = paged.write(*cache, (keys, values), places, has_whole_rows=is_whole)
+    in_runs = is_whole and not is_split
+    cache = paged.write(*cache, (keys, values), places, in_runs=in_runs)
     ends = jnp.where(batch.length > 0, batch.start + batch.length, 0)
     num_blocks = (ends + BLOCK - 1) // BLOCK
-    # Rows that lie on several devices are not put into groups across them.
-    is_split = mesh is not None and num_devices("batch", mesh) > 1
     together = None if is_split and rows_axis else ROWS
     attended = attend(queries, cache, batch.page_table, positions, num_blocks, together)
     attended = constrain(attended, (None, None, "kv_heads", None, None), mesh)

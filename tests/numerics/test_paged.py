@@ -95,7 +95,7 @@ def test_runs_of_rows_on_one_page_are_written_as_tokens_are(
     expected = put(transform, keys, values, new, where)
 
     def write(*given: Any) -> Any:
-        return paged.write(*given, has_whole_rows=True)
+        return paged.write(*given, in_runs=True)
 
     found = transform(write)(keys, values, new, where)
     np.testing.assert_array_equal(found[0], expected[0])
@@ -108,9 +108,11 @@ def test_what_is_beyond_the_caches_type_is_its_largest_number(
     keys, values = (leaf.astype(np.float16) for leaf in pages())
     new = normal(1, 2, HEADS, HEAD_DIM), normal(1, 2, HEADS, HEAD_DIM)
     new[0][0, 1, 0, 1], new[1][0, 1, 1, 2] = 1e6, -1e6
+    new[0][0, 1, 1, 0] = np.inf
     where = np.array([[5, 5]], np.int32), np.array([[0, 1]], np.int32)
     found_keys, found_values = put(transform, keys, values, new, where)
     assert (found_keys[5, 0, 1, 1], found_values[5, 1, 1, 2]) == (65504, -65504)
+    assert np.isnan(found_keys[5, 1, 0, 1])
     np.testing.assert_array_equal(
         found_keys[5, :, :, 0], new[0][0, 0].astype(np.float16)
     )

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from jaxserver.core.ops import unsigned_product as module
 from jaxserver.core.ops.unsigned_product import unsigned_product
@@ -14,6 +16,10 @@ from tests.rows import HostArray
 from tests.strategies import SEEDS
 
 pytestmark = pytest.mark.usefixtures("strict_jax")
+both = Primitive("both")
+"""The product as a processor with the instruction is given it, whatever this has."""
+both.def_abstract_eval(module._shape)
+mlir.register_lowering(both, module._lower_both)
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 40))
 
 
@@ -35,9 +41,17 @@ def exact(x: HostArray, values: HostArray) -> HostArray:
 @example(shape=(256, 576, 192), seed=0)
 def test_both_forms_are_exact(shape: tuple[int, int, int], seed: int) -> None:
     given = operands(shape, seed)
-    signed = jax.jit(module._by_signed_bytes)
-    for form in (jax.jit(unsigned_product), signed):
+    for form in (jax.jit(module._by_signed_bytes), jax.jit(both.bind)):
         np.testing.assert_array_equal(np.asarray(form(*given)), exact(*given[:2]))
+
+
+def test_the_largest_sums_are_exact() -> None:
+    for extreme in (-127, 127):
+        x = np.full((4, 65_535), 255, np.uint8)
+        values = np.full((3, 65_535), extreme, np.int8)
+        given = (x, values, values.sum(1, dtype=np.int32))
+        for form in (jax.jit(module._by_signed_bytes), jax.jit(both.bind)):
+            np.testing.assert_array_equal(np.asarray(form(*given)), exact(x, values))
 
 
 def test_it_runs_outside_of_a_compiled_function_and_under_vmap() -> None:
@@ -49,10 +63,16 @@ def test_it_runs_outside_of_a_compiled_function_and_under_vmap() -> None:
     np.testing.assert_array_equal(found, np.stack([expected, expected[::-1]]))
 
 
-def test_where_a_processor_can_it_is_given_both_kinds_of_bytes() -> None:
+def test_where_a_processor_can_it_is_given_both_kinds_of_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[tuple[Any, Any, str]] = []
+    monkeypatch.setattr(
+        mlir,
+        "register_lowering",
+        lambda primitive, rule, platform: heard.append((primitive, rule, platform)),
+    )
     module.multiply_both_on_cpu()
-    given = operands((4, 30, 5), 0)
-    jitted = jax.jit(lambda *given: unsigned_product(*given))
+    assert heard == [(module._unsigned_product, module._lower_both, "cpu")]
     mixed = "tensor<4x30xui8>, tensor<5x30xi8>) -> tensor<4x5xi32>"
-    assert mixed in jitted.lower(*given).as_text()
-    np.testing.assert_array_equal(jitted(*given), exact(*given[:2]))
+    assert mixed in jax.jit(both.bind).lower(*operands((4, 30, 5), 0)).as_text()

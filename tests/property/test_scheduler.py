@@ -108,8 +108,7 @@ class Requests(RuleBasedStateMachine):
         assert plan.rows in ENGINE.decode_ladder
         running = self.state.running
         hurried = self.state.waiting or any(r.request.streaming for r in running)
-        has_prompt = self.state.waiting and len(running) < ENGINE.slots
-        if has_prompt or not all(r.is_decoding for r in running):
+        if not all(r.is_decoding for r in running):
             assert plan.num_steps == 1
         elif hurried and self.state.step_seconds:
             assert plan.num_steps * STEP_SECONDS <= ENGINE.block_seconds + 1e-9

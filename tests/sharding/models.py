@@ -14,6 +14,7 @@ from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.models import flax_model
 from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps, on_devices
+from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.loading import place_params
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import ParamSpec, init_params, kept_as, leaves, param_specs
@@ -93,7 +94,8 @@ def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
 
 def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
     config = NATIVE[kind]
-    fns = transformer_fns(config, MAX_LEN, mesh=mesh)
+    kept = cache_dtype("int8" if kind == INT8 else "float32")
+    fns = transformer_fns(config, MAX_LEN, mesh=mesh, cache_dtype=kept)
     specs, params = param_specs(config), enlarged(init_params(config, seed=0))
     if kind == INT8:
         return fns, kept_as(specs, "int8"), in_int8(config, params)

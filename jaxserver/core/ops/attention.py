@@ -45,7 +45,8 @@ def attend(
         table: Pages of each row, or None.
         positions: Of the queries.
         num_blocks: How many blocks each row has to look at.
-        together: How many rows go together; None for all, wherever they lie.
+        together: How many rows go together; None for all, wherever they lie: a device
+            may have few of them, which are padded as few are.
     """
     rows, groups = queries.shape[0], queries.shape[3]
     is_enough = together is not None and together <= rows

@@ -22,7 +22,7 @@ def write(
     ],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
     *,
-    has_whole_rows: bool = False,
+    in_runs: bool = False,
 ) -> tuple[
     Float[Array, "pages kv_heads head_dim page_size"],
     Float[Array, "pages kv_heads page_size head_dim"],
@@ -31,22 +31,22 @@ def write(
 
     A value that is no number is kept as 0 under a key that is NaN: whoever attends to
     it fails as before, but once its page belongs to another row it weighs nothing, not
-    0 times NaN. What is beyond the cache's type is its largest number.
+    0 times NaN. A finite number beyond the cache's type is its largest one.
 
     Args:
         keys: The cache's keys.
         values: The cache's values.
         new: Of the new tokens.
         places: See the function of that name.
-        has_whole_rows: A row's tokens lie one after the other on one page.
+        in_runs: A row's tokens lie one after the other on one page, on one device.
     """
     (new_keys, new_values), (page, offset) = new, places
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
-    new_keys = jnp.where(is_sound, new_keys, jnp.nan)
+    new_keys = jnp.where(is_sound & jnp.isfinite(new_keys), new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
     kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
     # A key alone lies scattered (CPU), a row of them in runs.
-    if has_whole_rows and 1 < page.shape[1] <= keys.shape[3]:
+    if in_runs and 1 < page.shape[1] <= keys.shape[3]:
         keys = _write_runs(keys, kept_keys, page, offset)
     else:
         keys = keys.at[page, :, :, offset].set(kept_keys, mode="drop")

@@ -34,9 +34,10 @@ def unsigned_product(
 
 
 def multiply_both_on_cpu() -> None:
-    """From now on the two kinds of bytes are multiplied as they are on a CPU.
+    """What is compiled from now on multiplies the two kinds of bytes as they are.
 
-    Where its library has no kernel for them, that is many times slower.
+    That holds for this process, on a CPU. Where its library has no kernel for them, it
+    is many times slower.
     """
     mlir.register_lowering(_unsigned_product, _lower_both, platform="cpu")
 

@@ -15,7 +15,6 @@ def test_a_stream_is_counted_in_tokens_and_events() -> None:
     with serving(ScriptedGenerator("a", "b", "c")) as url:
         heard = asyncio.run(overhead.listen(url, new_tokens=3, seed=7))
     assert (heard.tokens, heard.events) == (3, 4)
-    assert heard.began <= heard.ended
 
 
 def test_a_server_that_refuses_is_an_error() -> None:

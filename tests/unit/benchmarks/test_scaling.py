@@ -8,7 +8,8 @@ from benchmarks import scaling
     [
         ("slots", {1: 0.010, 4: 0.013, 64: 0.1}, None),
         ("slots", {1: 0.010, 4: 0.039, 64: 0.64}, None),
-        ("context", {128: 0.010, 256: 0.024}, "context: 2.4 times at 2 times"),
+        ("context", {128: 0.010, 256: 0.024}, "context: 2.4 times from 128 to 256"),
+        ("slots", {1: 0.01, 8: 0.01, 64: 0.7}, "slots: 70.0 times from 8 to 64"),
         ("queue", {1: 0.0001, 256: 0.0019}, None),
         ("queue", {1: 0.0001, 256: 0.0031}, "queue: 3.1 ms"),
     ],
@@ -20,4 +21,5 @@ def test_a_cost_that_grows_too_fast_is_told(
 
 
 def test_planning_costs_little_however_many_wait() -> None:
-    assert 0 < scaling.plan_seconds(256, times=5) < 0.05
+    for running in (0, 8):
+        assert 0 < scaling.plan_seconds(256, running, times=5) < 0.05

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import step
+from jaxserver.core.kv_cache import cache_dtype
 from tests.tiny import tiny_model
 
 
@@ -28,11 +29,6 @@ def test_every_part_of_a_model_is_run_and_counted(kept: str) -> None:
     halves = 2 if kept == "int8" else 1
     assert down.times == 2
     assert down.operations == 2 * halves * 2 * 4 * 48 * 32
-    attended = 2 * 2 * 4 * 2 * 8 * 128 * np.dtype(measured_dtype(kept)).itemsize
+    attended = 2 * 2 * 4 * 2 * 8 * 128 * np.dtype(cache_dtype(kept)).itemsize
     assert parts["attention"].bytes == attended
     assert measured.whole(context=128) > 0
-
-
-def measured_dtype(kept: str) -> str:
-    """What the cache keeps."""
-    return "float16" if kept == "int8" else "float32"
