@@ -134,15 +134,19 @@ def plan(
     """Admits who fits, then picks one dispatch; None when there is nothing to do.
 
     Prefill and decode take turns while both have work, so that neither a long prompt
-    stops running answers nor the answers keep a prompt waiting.
+    stops running answers nor the answers keep a prompt waiting. Then only one token is
+    decoded at a time: the more answers run, the less a token costs.
     """
-    state = admit(state, engine, now)
     can_decode = any(r.is_decoding for r in state.running)
+    # What a seat was promised is there as long as nothing runs before its prefill.
+    seated = admit(state, engine, now)
+    has_prompt = not all(r.is_decoding for r in seated.running)
     if state.decoded_last or not can_decode:
+        state = seated
         prefill = _plan_prefill(state, engine)
         if prefill is not None:
             return prefill, _dispatched(state, prefill)
-    decode, state = _plan_decode(state, engine)
+    decode, state = _plan_decode(state, engine, has_prompt=has_prompt)
     if decode is not None:
         return decode, _dispatched(state, decode)
     return None, state
@@ -198,9 +202,9 @@ def _longest_chunk(state: SchedulerState, engine: EngineConfig) -> int:
 
 
 def _plan_decode(
-    state: SchedulerState, engine: EngineConfig
+    state: SchedulerState, engine: EngineConfig, *, has_prompt: bool
 ) -> tuple[DecodePlan | None, SchedulerState]:
-    num_steps = _block(state, engine)
+    num_steps = 1 if has_prompt else _block(state, engine)
     if not engine.has_whole_rows:
         state = make_room(state, engine, num_steps)
     decoding = [r for r in state.running if r.is_decoding]
@@ -214,13 +218,8 @@ def _plan_decode(
 
 
 def _block(state: SchedulerState, engine: EngineConfig) -> int:
-    """How many tokens to decode: few where somebody waits or reads along.
-
-    Only one between the chunks of prompts: the more answers run, the less one costs.
-    """
+    """How many tokens to decode: few where somebody waits or reads along."""
     decoding = [r for r in state.running if r.is_decoding]
-    if len(decoding) < len(state.running):
-        return 1
     if not state.waiting and not any(r.request.streaming for r in decoding):
         return engine.max_stream_tokens
     step_seconds = state.step_seconds or engine.block_seconds

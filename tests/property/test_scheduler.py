@@ -15,6 +15,7 @@ from jaxserver.core.schedule import (
     PrefillPlan,
     QueuedRequest,
 )
+from jaxserver.core.seating import admit
 
 SLOTS = 4
 STEP_SECONDS = 0.03
@@ -108,7 +109,8 @@ class Requests(RuleBasedStateMachine):
         assert plan.rows in ENGINE.decode_ladder
         running = self.state.running
         hurried = self.state.waiting or any(r.request.streaming for r in running)
-        if not all(r.is_decoding for r in running):
+        seated = admit(self.state, ENGINE, 0.0).running
+        if not all(r.is_decoding for r in seated):
             assert plan.num_steps == 1
         elif hurried and self.state.step_seconds:
             assert plan.num_steps * STEP_SECONDS <= ENGINE.block_seconds + 1e-9
