@@ -163,6 +163,26 @@ def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
     assert decode_plan(between).num_steps == 1
 
 
+def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
+    engine = dataclasses.replace(ENGINE, tokens_per_page=128, pages=8)
+    state = scheduler.empty(engine)
+    for request_id, length in enumerate((600, 1000)):
+        queued = QueuedRequest(
+            request_id=request_id,
+            tokens=tokens_of(request_id, length),
+            limit=1024,
+            streaming=False,
+        )
+        state = scheduler.submit(state, queued)
+    for _ in range(5):
+        plan, state = scheduler.plan(state, engine, 0.0)
+        assert isinstance(plan, PrefillPlan)
+    state = dataclasses.replace(state, step_seconds=0.01)
+    plan, _ = scheduler.plan(state, engine, 0.0)
+    assert isinstance(plan, DecodePlan)
+    assert plan.num_steps == 10
+
+
 def test_a_block_is_hurried_while_somebody_waits() -> None:
     full = dataclasses.replace(after(state_of(*[5] * 6), 10), decoded_last=False)
     assert full.waiting
