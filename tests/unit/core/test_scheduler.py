@@ -48,9 +48,11 @@ def outcome_of(
     )
 
 
-def state_of(*prompts: int, streaming: bool = False) -> SchedulerState:
+def state_of(
+    *prompts: int, streaming: bool = False, engine: EngineConfig = ENGINE
+) -> SchedulerState:
     """Requests whose prompts begin with a token of their own."""
-    state = scheduler.empty(ENGINE)
+    state = scheduler.empty(engine)
     for request_id, length in enumerate(prompts):
         queued = QueuedRequest(
             request_id=request_id,
@@ -165,15 +167,7 @@ def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
 
 def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
     engine = dataclasses.replace(ENGINE, tokens_per_page=128, pages=8)
-    state = scheduler.empty(engine)
-    for request_id, length in enumerate((600, 1000)):
-        queued = QueuedRequest(
-            request_id=request_id,
-            tokens=tokens_of(request_id, length),
-            limit=1024,
-            streaming=False,
-        )
-        state = scheduler.submit(state, queued)
+    state = state_of(600, 1000, engine=engine)
     for _ in range(5):
         plan, state = scheduler.plan(state, engine, 0.0)
         assert isinstance(plan, PrefillPlan)
