@@ -52,6 +52,8 @@ def take_snapshot(
         pages_cached=loop.pages_cached,
         prefix_hits=loop.prefix_hits,
         preemptions=loop.preemptions,
+        drafted_tokens=loop.drafted_tokens,
+        accepted_tokens=loop.accepted_tokens,
         failed_dispatches=loop.failed_dispatches,
         unsound_rows=loop.unsound_rows,
     )

@@ -343,6 +343,7 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
         tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
         pages=config.num_pages,
         # Between processes the order of a sum goes by the size of what is summed up.
+        speculates=config.speculate != "none",
         prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
     )
 

@@ -85,7 +85,7 @@ class SimulatedDevice:
         return self._draw(row, 1) if chunk.is_last else ()
 
     def _decode(self, plan: DecodePlan, seconds: float) -> Outcome:
-        assert 1 <= plan.num_steps <= self.engine.max_stream_tokens
+        assert 1 <= plan.num_tokens <= self.engine.max_stream_tokens
         assert plan.rows in self.engine.decode_ladder
         assert max(plan.requests) < plan.rows
         drawn: dict[int, Tokens] = {}
@@ -93,7 +93,9 @@ class SimulatedDevice:
             row = self.rows[slot]
             assert row.request_id == request_id
             begin = len(row.tokens)
-            drawn[request_id] = self._draw(row, plan.num_steps) if row.is_active else ()
+            drawn[request_id] = (
+                self._draw(row, plan.num_tokens) if row.is_active else ()
+            )
             if drawn[request_id]:
                 last = row.tokens[-1]
                 held = Row(request_id=request_id, tokens=row.tokens[:-1])

@@ -10,10 +10,11 @@ import numpy as np
 from jax.stages import Compiled
 
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.decode import Block
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
 from jaxserver.core.executables import Steps
 from jaxserver.core.sampling_arrays import sampling_row
-from jaxserver.core.steps import Block, Outcome, PrefillChunk
+from jaxserver.core.steps import Outcome, PrefillChunk
 from jaxserver.ports.model import Params
 from jaxserver.ports.types import SamplingParams
 
@@ -86,9 +87,11 @@ def chunk_of(parts: Sequence[Part], engine: EngineConfig, time: int) -> PrefillC
     return PrefillChunk(**arrays, rows=stacked)
 
 
-def block_of(num_steps: int, keep: HostArray) -> Block:
+def block_of(num_tokens: int, keep: HostArray) -> Block:
     """Over rows that are pages of the same number."""
-    arrays: dict[str, Any] = dict(keep=keep, num_steps=np.int32(num_steps), pages=None)
+    arrays: dict[str, Any] = dict(
+        keep=keep, num_tokens=np.int32(num_tokens), pages=None
+    )
     return Block(**arrays)
 
 
@@ -123,13 +126,13 @@ class Stepper:
         return host
 
     def decode(
-        self, rows: int, num_steps: int, keep: Sequence[int] | None = None
+        self, rows: int, num_tokens: int, keep: Sequence[int] | None = None
     ) -> Outcome:
         flags = np.ones(self.engine.slots, np.bool_)
         if keep is not None:
             flags[:] = np.isin(np.arange(self.engine.slots), keep)
         run = self.get("decode", rows)
-        block = block_of(num_steps, flags)
+        block = block_of(num_tokens, flags)
         self.state, outcome = run(self.params, self.state, block)
         host: Outcome = jax.tree.map(np.asarray, outcome)
         return host

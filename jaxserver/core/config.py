@@ -90,6 +90,7 @@ class EngineConfig:
         pages: None for as many as all slots need for their longest sequences.
         is_fast: Nobody minds if bits depend on how a token was run.
         prefix_cache: Prompts that begin alike share what was made of the beginning.
+        speculates: Tokens are guessed where running them costs nothing.
         ageing_seconds: A request that has waited so long is as urgent as one of the
             next lower priority.
     """
@@ -106,6 +107,7 @@ class EngineConfig:
     pages: int | None = None
     is_fast: bool = False
     prefix_cache: bool = True
+    speculates: bool = True
     ageing_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -153,6 +155,17 @@ class EngineConfig:
             return (self.slots,)
         rungs = [rung for rung in (1, 4, 8, 16, 32, 64, 128) if rung < self.slots]
         return (*rungs, self.slots)
+
+    def drafts(self, rows: int) -> int:
+        """How many guessed tokens a decode step of so many slots runs in each.
+
+        As many as fit beside their last ones into the fewest tokens that a call has:
+        what would be padding. None where a token's bits depend on how it was run.
+        """
+        if self.chunk is not None or not self.speculates:
+            return 0
+        spare = MIN_CALL_TOKENS // rows - 1
+        return max(0, min(spare, self.max_stream_tokens - 1))
 
     @property
     def shares_prefixes(self) -> bool:

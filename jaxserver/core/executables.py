@@ -14,6 +14,7 @@ from jax.stages import Compiled
 from jaxtyping import Array, Float
 
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.decode import Block, BlockSizes, decode
 from jaxserver.core.decode_state import DecodeState, RowArrays, init_state
 from jaxserver.core.sharding import (
     constrain,
@@ -24,10 +25,8 @@ from jaxserver.core.sharding import (
 )
 from jaxserver.core.steps import (
     Adoption,
-    Block,
     PrefillChunk,
     adopt,
-    decode,
     prefill,
     put_page,
     take_page,
@@ -107,7 +106,8 @@ def build_steps(
         return step.lower(*given, *inputs(kind, size)).compile()
 
     def decode_at(rows: int) -> Callable[..., Any]:
-        return functools.partial(decode, fns, (rows, engine.max_stream_tokens))
+        sizes = BlockSizes(rows, engine.max_stream_tokens, engine.drafts(rows))
+        return functools.partial(decode, fns, sizes)
 
     late = functools.partial
     first, whole = late(prefill, fns), replicated(mesh)
@@ -197,7 +197,7 @@ def _inputs(
     return (
         Block(
             keep=shape((engine.slots,), jnp.bool_),
-            num_steps=shape((), jnp.int32),
+            num_tokens=shape((), jnp.int32),
             pages=None if engine.has_whole_rows else pages,
         ),
     )

@@ -159,12 +159,13 @@ class DecodePlan(NamedTuple):
 
     Attributes:
         requests: Which request is in which slot.
+        num_tokens: How many each chooses at most.
         pages: Those of each of these rows, by slot.
     """
 
     requests: Mapping[int, int]
     rows: int
-    num_steps: int
+    num_tokens: int
     pages: Mapping[int, tuple[int, ...]]
 
     @property

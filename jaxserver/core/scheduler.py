@@ -204,9 +204,9 @@ def _longest_chunk(state: SchedulerState, engine: EngineConfig) -> int:
 def _plan_decode(
     state: SchedulerState, engine: EngineConfig, *, has_prompt: bool
 ) -> tuple[DecodePlan | None, SchedulerState]:
-    num_steps = 1 if has_prompt else _block(state, engine)
+    num_tokens = 1 if has_prompt else _block(state, engine)
     if not engine.has_whole_rows:
-        state = make_room(state, engine, num_steps)
+        state = make_room(state, engine, num_tokens)
     decoding = [r for r in state.running if r.is_decoding]
     if not decoding:
         return None, state
@@ -214,7 +214,7 @@ def _plan_decode(
     rows = next(rung for rung in engine.decode_ladder if rung > highest)
     requests = {r.slot: r.request.request_id for r in decoding}
     pages = {r.slot: r.pages for r in decoding}
-    return DecodePlan(requests, rows, num_steps, pages), state
+    return DecodePlan(requests, rows, num_tokens, pages), state
 
 
 def _block(state: SchedulerState, engine: EngineConfig) -> int:
@@ -284,7 +284,7 @@ def _read(state: SchedulerState, plan: Plan, outcome: Outcome) -> SchedulerState
 def _ahead(plan: Plan) -> dict[int, int]:
     """How many tokens a dispatch chooses for each request at most."""
     if isinstance(plan, DecodePlan):
-        return dict.fromkeys(plan.request_ids, plan.num_steps)
+        return dict.fromkeys(plan.request_ids, plan.num_tokens)
     return {chunk.request_id: int(chunk.is_last) for chunk in plan.chunks}
 
 

@@ -121,7 +121,7 @@ def given(
 
 
 def make_room(
-    state: SchedulerState, engine: EngineConfig, num_steps: int
+    state: SchedulerState, engine: EngineConfig, num_tokens: int
 ) -> SchedulerState:
     """Gives every row that decodes the pages for a block, the oldest request first.
 
@@ -132,7 +132,7 @@ def make_room(
             continue
         request = running.request
         held = len(request.tokens) + request.ahead
-        needed = engine.pages_for(min(held + num_steps - 1, request.limit))
+        needed = engine.pages_for(min(held + num_tokens - 1, request.limit))
         while running in state.running:
             grown = state.cache.grow(running.pages, needed, engine.num_pages)
             if grown is not None:

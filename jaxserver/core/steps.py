@@ -1,4 +1,4 @@
-"""The two steps of the engine, prefill and decode, as pure functions."""
+"""The first of the engine's two steps, prefill, and what both share."""
 
 import functools
 from typing import NamedTuple
@@ -15,7 +15,6 @@ from jaxserver.core.rules import token_mask
 from jaxserver.core.sampling import Choice, choose_rows, no_choice, report
 from jaxserver.core.sampling_arrays import History
 from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
-from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
 """Why a row ended: not at all, an end token, its limit, NaN in its logits."""
@@ -78,6 +77,8 @@ class Outcome(NamedTuple):
         ends: RUNNING, STOP, LENGTH or UNSOUND.
         sound: The logits read last were numbers.
         steps: How many steps were run.
+        drafted: How many tokens of drafts each row ran; 0 for a prefill.
+        accepted: How many of those were chosen.
         scores: Of a prompt's own tokens; None where nobody wants them.
     """
 
@@ -86,6 +87,8 @@ class Outcome(NamedTuple):
     ends: Int[Array, " rows"]
     sound: Bool[Array, " rows"]
     steps: Int[Array, ""]
+    drafted: Int[Array, " rows"]
+    accepted: Int[Array, " rows"]
     logprobs: Float[Array, "rows block"]
     top_ids: Int[Array, "rows block top"]
     top_logprobs: Float[Array, "rows block top"]
@@ -134,10 +137,10 @@ def prefill(
     asked = chunk.rows.processors
     begun = processors.begin(dict(fns.processors), asked, history, is_chosen)
     asked_steps = Processing(dict(fns.processors), asked, begun)
-    choice = _choose(fns, logits, (history, is_chosen, chunk.rows), asked_steps)
+    choice = choose_next(fns, logits, (history, is_chosen, chunk.rows), asked_steps)
     ends = jnp.where(
         is_chosen,
-        _ends(choice, held + 1, chunk.rows),
+        ends_of(choice, held + 1, chunk.rows),
         jnp.where(chunk.is_last, jnp.int32(LENGTH), jnp.int32(RUNNING)),
     )
     at = jnp.where(is_chosen, held, max_len)
@@ -164,6 +167,8 @@ def prefill(
         ends=ends,
         sound=sound,
         steps=jnp.int32(1),
+        drafted=jnp.zeros_like(counts),
+        accepted=jnp.zeros_like(counts),
         logprobs=block.logprob,
         top_ids=block.top_ids,
         top_logprobs=block.top_logprobs,
@@ -172,7 +177,7 @@ def prefill(
     return new_state, outcome
 
 
-def _choose(
+def choose_next(
     fns: ModelFns,
     logits: Float[Array, "rows vocab"],
     given: tuple[History, Bool[Array, " rows"], RowArrays],
@@ -247,145 +252,10 @@ def _put_rows(slots: Int[Array, " rows"], old: Array, new: Array) -> Array:
     return old.at[slots].set(new, mode="drop")
 
 
-def _ends(
+def ends_of(
     choice: Choice, length: Int[Array, " rows"], rows: RowArrays
 ) -> Int[Array, " rows"]:
     stops = jnp.any(choice.token[:, None] == rows.end_ids, axis=1)
     is_full = length >= rows.limit
     ends = jnp.where(stops, STOP, jnp.where(is_full, LENGTH, RUNNING))
     return jnp.where(choice.is_sound, ends, UNSOUND).astype(jnp.int32)
-
-
-class Block(NamedTuple):
-    """A block of decode steps.
-
-    Attributes:
-        keep: Slots whose request is still wanted; the others become inactive.
-        num_steps: Traced, so that one executable serves every length of block.
-        pages: Those of each slot, in order; None where slot i has page i.
-    """
-
-    keep: Bool[Array, " slots"]
-    num_steps: Int[Array, ""]
-    pages: Int[Array, "slots pages"] | None
-
-
-class _Progress(NamedTuple):
-    """What a decode block carries from step to step, for its rows only."""
-
-    state: DecodeState
-    outcome: Outcome
-
-
-def decode(
-    fns: ModelFns,
-    sizes: tuple[int, int],
-    params: Params,
-    state: DecodeState,
-    block: Block,
-) -> tuple[DecodeState, Outcome]:
-    """Runs up to `num_steps` decode steps, fewer when every row has ended.
-
-    Args:
-        fns: The model.
-        sizes: How many slots, from the first on, and how many tokens at most.
-        params: Its weights.
-        state: The slots.
-        block: What is asked for.
-    """
-    rows, most = sizes
-    state = state._replace(active=state.active & block.keep)
-    mine = jax.tree.map(lambda x: x[:rows], state.rows)
-    table = None if block.pages is None else block.pages[:rows]
-    top = min(MAX_TOP_LOGPROBS, fns.vocab_size)
-    nothing = Outcome(
-        tokens=jnp.zeros((rows, most), jnp.int32),
-        counts=jnp.zeros(rows, jnp.int32),
-        ends=jnp.zeros(rows, jnp.int32),
-        sound=jnp.ones(rows, jnp.bool_),
-        steps=jnp.int32(0),
-        logprobs=jnp.zeros((rows, most), jnp.float32),
-        top_ids=jnp.zeros((rows, most, top), jnp.int32),
-        top_logprobs=jnp.zeros((rows, most, top), jnp.float32),
-    )
-
-    def goes_on(progress: _Progress) -> Bool[Array, ""]:
-        is_wanted = progress.outcome.steps < jnp.minimum(block.num_steps, most)
-        return is_wanted & jnp.any(progress.state.active[:rows])
-
-    def step(progress: _Progress) -> _Progress:
-        return _decode_step(fns, params, (mine, table), progress)
-
-    done: _Progress = jax.lax.while_loop(goes_on, step, _Progress(state, nothing))
-    return done.state, done.outcome
-
-
-def _decode_step(
-    fns: ModelFns,
-    params: Params,
-    given: tuple[RowArrays, Int[Array, "rows pages"] | None],
-    progress: _Progress,
-) -> _Progress:
-    (mine, table), (state, outcome) = given, progress
-    rows = outcome.counts.shape[0]
-    max_len = state.tokens.shape[1]
-    slots = jnp.arange(rows, dtype=jnp.int32)
-    active, lengths = state.active[:rows], state.lengths[:rows]
-    held = jnp.maximum(lengths - 1, 0)
-    tokens = state.tokens[slots, jnp.minimum(held, max_len - 1)]
-    logits, cache = fns.extend(
-        params,
-        state.cache,
-        TokenBatch(
-            tokens=tokens[:, None],
-            start=held,
-            length=active.astype(jnp.int32),
-            page_table=table,
-            logits_at=jnp.zeros((rows, 1), jnp.int32),
-        ),
-    )
-    history = History(state.tokens[:rows], mine.prompt_length, lengths)
-    states = jax.tree.map(lambda x: x[:rows], state.processor_states)
-    asked = Processing(dict(fns.processors), mine.processors, states)
-    choice = _choose(fns, logits[:, 0], (history, active, mine), asked)
-    ends = jnp.where(active, _ends(choice, lengths + 1, mine), RUNNING)
-    is_chosen = active & (ends != UNSOUND)
-    at = jnp.where(is_chosen, lengths, max_len)
-    new_state = DecodeState(
-        cache=cache,
-        tokens=state.tokens.at[slots, at].set(choice.token, mode="drop"),
-        lengths=state.lengths.at[:rows].add(is_chosen.astype(jnp.int32)),
-        active=state.active.at[:rows].set(active & (ends == RUNNING)),
-        rows=state.rows,
-        processor_states=jax.tree.map(
-            lambda old, new: old.at[:rows].set(new),
-            state.processor_states,
-            processors.update(asked, choice.token, is_chosen),
-        ),
-    )
-    return _Progress(new_state, _record(outcome, choice, is_chosen, ends))
-
-
-def _record(
-    outcome: Outcome,
-    choice: Choice,
-    is_chosen: Bool[Array, " rows"],
-    ends: Int[Array, " rows"],
-) -> Outcome:
-    block = outcome.tokens.shape[1]
-    rows = jnp.arange(outcome.counts.shape[0], dtype=jnp.int32)
-    at = jnp.where(is_chosen, outcome.counts, block)
-
-    def put(old: Array, new: Array) -> Array:
-        return old.at[rows, at].set(new, mode="drop")
-
-    return Outcome(
-        tokens=put(outcome.tokens, choice.token),
-        counts=outcome.counts + is_chosen.astype(jnp.int32),
-        ends=jnp.maximum(outcome.ends, ends),
-        sound=outcome.sound & (ends != UNSOUND),
-        steps=outcome.steps + 1,
-        logprobs=put(outcome.logprobs, choice.logprob),
-        top_ids=put(outcome.top_ids, choice.top_ids),
-        top_logprobs=put(outcome.top_logprobs, choice.top_logprobs),
-    )

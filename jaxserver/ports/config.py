@@ -166,6 +166,12 @@ class ServerConfig:
     prefix_cache: bool = _key(
         True, _BOOLEAN, "Prompts that begin alike share the work on their beginning."
     )
+    speculate: str = _key(
+        "ngram",
+        _one_of("ngram", "none"),
+        "Guess tokens where running them costs nothing, which changes no answer; "
+        "ngram: those that followed the newest ones before.",
+    )
     page_size: int | None = _key(
         None,
         _or_none(_Rule(_is_page_size, "a power of 2 from 16 to 1024")),

@@ -36,6 +36,8 @@ class StatusSnapshot:
         pages_cached: Those that the prefix tree holds, some of them in use as well.
         prefix_hits: Admissions that found a part of their prompt in the prefix tree.
         preemptions: Requests that had to give up their slot and begin again.
+        drafted_tokens: Tokens that were guessed and run ahead of being chosen.
+        accepted_tokens: Those of them that were chosen.
         failed_dispatches: Steps that failed on the devices.
         unsound_rows: Answers that failed since their logits were not numbers.
     """
@@ -60,6 +62,8 @@ class StatusSnapshot:
     pages_cached: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     failed_dispatches: int = 0
     unsound_rows: int = 0
 

@@ -83,7 +83,7 @@ class Cut(NamedTuple):
 class Block(NamedTuple):
     """A dispatch that brings tokens of the answer; without rungs it is a prefill."""
 
-    num_steps: int
+    num_tokens: int
     rung: int
 
 
@@ -123,7 +123,7 @@ def answered(
         if len(found) >= ANSWER:
             break
         if block.rung:
-            outcome = stepper.decode(block.rung, block.num_steps)
+            outcome = stepper.decode(block.rung, block.num_tokens)
             found += entries(outcome, slot)
         else:
             found += entries(run_last(stepper, wish, slot, found), 0)

@@ -104,23 +104,23 @@ class Requests(RuleBasedStateMachine):
         self.absorb(plan, finished, 0, STEP_SECONDS)
 
     def decode(self, plan: DecodePlan) -> None:
-        assert 1 <= plan.num_steps <= ENGINE.max_stream_tokens
+        assert 1 <= plan.num_tokens <= ENGINE.max_stream_tokens
         assert max(plan.requests) < plan.rows
         assert plan.rows in ENGINE.decode_ladder
         running = self.state.running
         hurried = self.state.waiting or any(r.request.streaming for r in running)
         seated = admit(self.state, ENGINE, 0.0).running
         if not all(r.is_decoding for r in seated):
-            assert plan.num_steps == 1
+            assert plan.num_tokens == 1
         elif hurried and self.state.step_seconds:
-            assert plan.num_steps * STEP_SECONDS <= ENGINE.block_seconds + 1e-9
+            assert plan.num_tokens * STEP_SECONDS <= ENGINE.block_seconds + 1e-9
         elif not hurried:
-            assert plan.num_steps == ENGINE.max_stream_tokens
+            assert plan.num_tokens == ENGINE.max_stream_tokens
         finished = set()
         for request_id in plan.requests.values():
-            finished |= self.draw(request_id, plan.num_steps)
-        seconds = plan.num_steps * STEP_SECONDS
-        self.absorb(plan, finished, plan.num_steps, seconds)
+            finished |= self.draw(request_id, plan.num_tokens)
+        seconds = plan.num_tokens * STEP_SECONDS
+        self.absorb(plan, finished, plan.num_tokens, seconds)
 
     def absorb(
         self, plan: Plan, finished: set[int], steps: int, seconds: float

@@ -20,6 +20,7 @@ from jaxserver.adapters.engine.requests import (
 )
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.decode import Block
 from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
 from jaxserver.core.executables import Kind
 from jaxserver.core.page_cache import PageCopy
@@ -62,11 +63,18 @@ class Arrival(NamedTuple):
         events: What it brought the requests that are still wanted.
         unsound: Requests whose logits were no numbers.
         steps: How many steps were run.
+        drafted: How many guessed tokens those have run.
+        accepted: How many of them were right.
     """
 
-    events: list[TokenEvent]
-    unsound: frozenset[int]
-    steps: int
+    events: Sequence[TokenEvent] = ()
+    unsound: frozenset[int] = frozenset()
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+NOTHING = Arrival()
 
 
 class Device:
@@ -250,7 +258,7 @@ def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption
     return steps.Adoption(**arrays)
 
 
-def decode_block(plan: DecodePlan, engine: EngineConfig) -> steps.Block:
+def decode_block(plan: DecodePlan, engine: EngineConfig) -> Block:
     """The host arrays of a decode block."""
     keep = np.zeros(engine.slots, np.bool_)
     keep[list(plan.requests)] = True
@@ -260,9 +268,9 @@ def decode_block(plan: DecodePlan, engine: EngineConfig) -> steps.Block:
         for slot, held in plan.pages.items():
             pages[slot, : len(held)] = held
     arrays: dict[str, Any] = dict(
-        keep=keep, num_steps=np.int32(plan.num_steps), pages=pages
+        keep=keep, num_tokens=np.int32(plan.num_tokens), pages=pages
     )
-    return steps.Block(**arrays)
+    return Block(**arrays)
 
 
 def prefill_chunk(
@@ -332,7 +340,8 @@ def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     ]
     rows = dispatch.rows.items()
     unsound = frozenset(i for row, i in rows if not outcome.sound[row])
-    return Arrival(events, unsound, int(outcome.steps))
+    drafts = (int(outcome.drafted.sum()), int(outcome.accepted.sum()))
+    return Arrival(events, unsound, int(outcome.steps), *drafts)
 
 
 def _scores(

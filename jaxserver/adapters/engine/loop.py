@@ -18,7 +18,13 @@ from jaxserver.adapters.engine.commands import (
     Stop,
     Submit,
 )
-from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
+from jaxserver.adapters.engine.dispatch import (
+    NOTHING,
+    Arrival,
+    Device,
+    Dispatch,
+    read,
+)
 from jaxserver.adapters.engine.requests import (
     NO_PAGES,
     KeptPages,
@@ -49,6 +55,8 @@ class LoopStats:
     queued_tokens: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     pages_total: int = 0
     pages_used: int = 0
     pages_cached: int = 0
@@ -319,7 +327,7 @@ class EngineLoop:
             seconds=seconds,
         )
         self._state = scheduler.absorb(self._state, self._engine, plan, outcome)
-        self._count(unsound=len(arrival.unsound))
+        self._count(arrival=arrival)
         if events:
             self._on_events(events)
 
@@ -367,17 +375,21 @@ class EngineLoop:
     def _report_failure(self, request_id: int, reason: str) -> None:
         self._on_events([TokenEvent(request_id=request_id, end=EngineFailed(reason))])
 
-    def _count(self, *, dispatched: int = 0, failed: int = 0, unsound: int = 0) -> None:
+    def _count(
+        self, *, dispatched: int = 0, failed: int = 0, arrival: Arrival = NOTHING
+    ) -> None:
         state, before = self._state, self.stats
         self.stats = LoopStats(
             dispatches=before.dispatches + dispatched,
             failed_dispatches=before.failed_dispatches + failed,
-            unsound_rows=before.unsound_rows + unsound,
+            unsound_rows=before.unsound_rows + len(arrival.unsound),
             slots_in_use=len(state.running),
             queue_length=len(state.waiting),
             queued_tokens=sum(len(request.tokens) for request in state.waiting),
             prefix_hits=state.num_hits,
             preemptions=state.num_preempted,
+            drafted_tokens=before.drafted_tokens + arrival.drafted,
+            accepted_tokens=before.accepted_tokens + arrival.accepted,
             pages_total=self._engine.num_pages,
             pages_used=state.cache.num_used,
             pages_cached=state.cache.tree.num_pages,

@@ -61,6 +61,14 @@ _COUNTERS = {
         "preemptions",
         "Requests that had to give up their slot and begin again.",
     ),
+    "jaxserver_drafted_tokens": (
+        "drafted_tokens",
+        "Tokens that were guessed and run ahead of being chosen.",
+    ),
+    "jaxserver_accepted_tokens": (
+        "accepted_tokens",
+        "Those of the guessed tokens that were chosen.",
+    ),
     "jaxserver_compiles_after_ready": (
         "compiles_after_ready",
         "Executables built while serving; more than 0 is a fault.",

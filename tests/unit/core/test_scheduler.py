@@ -137,32 +137,32 @@ def test_a_freed_slot_goes_to_who_waits_first() -> None:
 
 
 def test_a_block_has_full_length_when_nobody_reads_along_or_waits() -> None:
-    assert decode_plan(after(state_of(5), 1)).num_steps == 32
+    assert decode_plan(after(state_of(5), 1)).num_tokens == 32
 
 
 def test_the_first_hurried_block_has_one_step_since_nothing_is_known_yet() -> None:
-    assert decode_plan(after(state_of(5, streaming=True), 1)).num_steps == 1
+    assert decode_plan(after(state_of(5, streaming=True), 1)).num_tokens == 1
 
 
 @pytest.mark.parametrize(
-    ("step_seconds", "num_steps"), [(0.02, 5), (0.001, 32), (0.3, 1), (0.1, 1)]
+    ("step_seconds", "num_tokens"), [(0.02, 5), (0.001, 32), (0.3, 1), (0.1, 1)]
 )
 def test_a_hurried_block_takes_no_longer_than_it_may(
-    step_seconds: float, num_steps: int
+    step_seconds: float, num_tokens: int
 ) -> None:
     state = after(state_of(5, streaming=True), 1)
     plan, state = scheduler.plan(state, ENGINE, 0.0)
     assert plan is not None
     outcome = outcome_of(plan, steps=8, seconds=8 * step_seconds)
     state = scheduler.absorb(state, ENGINE, plan, outcome)
-    assert decode_plan(state).num_steps == num_steps
+    assert decode_plan(state).num_tokens == num_tokens
 
 
 def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
     between = dataclasses.replace(
         after(state_of(5, 300), 2), decoded_last=False, step_seconds=0.001
     )
-    assert decode_plan(between).num_steps == 1
+    assert decode_plan(between).num_tokens == 1
 
 
 def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
@@ -174,13 +174,13 @@ def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
     state = dataclasses.replace(state, step_seconds=0.01)
     plan, _ = scheduler.plan(state, engine, 0.0)
     assert isinstance(plan, DecodePlan)
-    assert plan.num_steps == 10
+    assert plan.num_tokens == 10
 
 
 def test_a_block_is_hurried_while_somebody_waits() -> None:
     full = dataclasses.replace(after(state_of(*[5] * 6), 10), decoded_last=False)
     assert full.waiting
-    assert decode_plan(full).num_steps == 1
+    assert decode_plan(full).num_tokens == 1
 
 
 def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:

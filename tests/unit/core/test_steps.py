@@ -9,6 +9,7 @@ import pytest
 
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.decode import BlockSizes, decode
 from jaxserver.core.decode_state import init_state
 from jaxserver.core.executables import build_steps
 from jaxserver.core.sampling import choose_rows
@@ -236,11 +237,11 @@ def test_one_trace_serves_every_mix_of_requests_and_length_of_block() -> None:
     def prefill(*arguments: Any) -> Any:
         return steps.prefill(FNS, *arguments)
 
-    def decode(*arguments: Any) -> Any:
-        return steps.decode(FNS, (4, BLOCK), *arguments)
+    def run_block(*arguments: Any) -> Any:
+        return decode(FNS, BlockSizes(4, BLOCK), *arguments)
 
     run_prefill = jax.jit(chex.assert_max_traces(prefill, n=1))
-    run_decode = jax.jit(chex.assert_max_traces(decode, n=1))
+    run_decode = jax.jit(chex.assert_max_traces(run_block, n=1))
     state: Any = init_state(FNS, ENGINE.slots, ENGINE.slots)
     for slot, wish in enumerate(WISHES):
         chunk = chunk_of([Part(wish=wish, slot=slot)], ENGINE, 32)

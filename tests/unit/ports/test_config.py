@@ -34,6 +34,7 @@ OWN_DEFAULTS = {
     "slots": None,
     "max_queue": 256,
     "prefix_cache": True,
+    "speculate": "ngram",
     "page_size": None,
     "num_pages": None,
     "max_queue_tokens": None,
@@ -125,6 +126,7 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
     ),
     "max_queue": ends(0),
     "prefix_cache": SWITCH,
+    "speculate": (["ngram", "none"], ["", "model", None], "one of ngram, none"),
     "page_size": (
         [None, 16, 128, 1024],
         [0, 8, 17, 2048, True, "16"],

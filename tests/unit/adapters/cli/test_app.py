@@ -104,6 +104,7 @@ def test_every_setting_is_a_flag(command: str) -> None:
         "backend": "native",
         "numerics": "invariant",
         "page_size": "128",
+        "speculate": "none",
         "temperature": "0.5",
         "top_p": "0.5",
         "shutdown_timeout": "0.5",

@@ -125,6 +125,8 @@ def test_the_servers_own_numbers_are_read_when_they_are_asked_for() -> None:
             failed_dispatches=10,
             unsound_rows=11,
             queued_tokens=12,
+            drafted_tokens=13,
+            accepted_tokens=14,
         )
 
     metrics = MetricsTelemetry(snapshot)
@@ -144,8 +146,10 @@ def test_the_servers_own_numbers_are_read_when_they_are_asked_for() -> None:
         "failed_dispatches_total",
         "unsound_rows_total",
         "queued_tokens",
+        "drafted_tokens_total",
+        "accepted_tokens_total",
     )
-    assert [found[f"jaxserver_{name}"] for name in names] == list(range(1, 13))
+    assert [found[f"jaxserver_{name}"] for name in names] == list(range(1, 15))
     assert asked == [1]
 
 

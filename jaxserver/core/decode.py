@@ -1,0 +1,265 @@
+"""The second of the engine's two steps: a block of tokens for every row."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxserver.core import processors
+from jaxserver.core.decode_state import DecodeState, RowArrays
+from jaxserver.core.processors import Processing
+from jaxserver.core.sampling import Choice
+from jaxserver.core.sampling_arrays import History
+from jaxserver.core.speculative import look_up
+from jaxserver.core.steps import RUNNING, UNSOUND, Outcome, choose_next, ends_of
+from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.types import MAX_TOP_LOGPROBS
+
+
+class Block(NamedTuple):
+    """A block of decode steps.
+
+    Attributes:
+        keep: Slots whose request is still wanted; the others become inactive.
+        num_tokens: How many tokens each row chooses at most; traced, so that one
+            executable serves every length of block.
+        pages: Those of each slot, in order; None where slot i has page i.
+    """
+
+    keep: Bool[Array, " slots"]
+    num_tokens: Int[Array, ""]
+    pages: Int[Array, "slots pages"] | None
+
+
+class BlockSizes(NamedTuple):
+    """What a decode step is compiled for.
+
+    Attributes:
+        rows: How many slots, from the first on.
+        longest: How many tokens a row chooses at most.
+        drafts: How many guessed tokens are run beside each row's last one.
+    """
+
+    rows: int
+    longest: int
+    drafts: int = 0
+
+
+class _Progress(NamedTuple):
+    """What a decode block carries from step to step, for its rows only."""
+
+    state: DecodeState
+    outcome: Outcome
+
+
+class _Run(NamedTuple):
+    """Tokens that one step has run, and what came of them.
+
+    Attributes:
+        tokens: Of each row its last one, then guesses.
+        length: How many of them were run.
+    """
+
+    tokens: Int[Array, "rows time"]
+    length: Int[Array, " rows"]
+    logits: Float[Array, "rows time vocab"]
+
+
+class _Walk(NamedTuple):
+    """How far the tokens that a step has run are looked at.
+
+    Attributes:
+        nth: Which of them is next.
+        wanted: Rows that want the token after it.
+    """
+
+    nth: Int[Array, ""]
+    wanted: Bool[Array, " rows"]
+    progress: _Progress
+
+
+def decode(
+    fns: ModelFns,
+    sizes: BlockSizes,
+    params: Params,
+    state: DecodeState,
+    block: Block,
+) -> tuple[DecodeState, Outcome]:
+    """Runs decode steps until every row has its tokens or has ended.
+
+    Args:
+        fns: The model.
+        sizes: What it is compiled for.
+        params: Its weights.
+        state: The slots.
+        block: What is asked for.
+    """
+    rows = sizes.rows
+    state = state._replace(active=state.active & block.keep)
+    mine = jax.tree.map(lambda x: x[:rows], state.rows)
+    table = None if block.pages is None else block.pages[:rows]
+    most = jnp.minimum(block.num_tokens, sizes.longest)
+
+    def goes_on(progress: _Progress) -> Bool[Array, ""]:
+        return jnp.any(_wanting(progress, most))
+
+    def step(progress: _Progress) -> _Progress:
+        run, cache = _run(fns, params, (mine, table), (most, sizes.drafts), progress)
+        chosen = _choose(fns, mine, run, (most, progress))
+        return chosen._replace(state=chosen.state._replace(cache=cache))
+
+    first = _Progress(state, _nothing(sizes, fns.vocab_size))
+    done: _Progress = jax.lax.while_loop(goes_on, step, first)
+    return done.state, done.outcome
+
+
+def _nothing(sizes: BlockSizes, vocab: int) -> Outcome:
+    rows, longest, _ = sizes
+    top = min(MAX_TOP_LOGPROBS, vocab)
+    zeros = jnp.zeros(rows, jnp.int32)
+    return Outcome(
+        tokens=jnp.zeros((rows, longest), jnp.int32),
+        counts=zeros,
+        ends=zeros,
+        sound=jnp.ones(rows, jnp.bool_),
+        steps=jnp.int32(0),
+        drafted=zeros,
+        accepted=zeros,
+        logprobs=jnp.zeros((rows, longest), jnp.float32),
+        top_ids=jnp.zeros((rows, longest, top), jnp.int32),
+        top_logprobs=jnp.zeros((rows, longest, top), jnp.float32),
+    )
+
+
+def _wanting(progress: _Progress, most: Int[Array, ""]) -> Bool[Array, " rows"]:
+    counts = progress.outcome.counts
+    return progress.state.active[: counts.shape[0]] & (counts < most)
+
+
+def _run(
+    fns: ModelFns,
+    params: Params,
+    given: tuple[RowArrays, Int[Array, "rows pages"] | None],
+    size: tuple[Int[Array, ""], int],
+    progress: _Progress,
+) -> tuple[_Run, Cache]:
+    """Runs each row's last token, and after it as many guesses as there is room for."""
+    (mine, table), (most, drafts), (state, outcome) = given, size, progress
+    rows, max_len = outcome.counts.shape[0], state.tokens.shape[1]
+    lengths = state.lengths[:rows]
+    held = jnp.maximum(lengths - 1, 0)
+    slots = jnp.arange(rows, dtype=jnp.int32)
+    tokens = state.tokens[slots, jnp.minimum(held, max_len - 1)][:, None]
+    length = _wanting(progress, most).astype(jnp.int32)
+    if drafts:
+        history = History(state.tokens[:rows], mine.prompt_length, lengths)
+        draft = look_up(history, drafts)
+        tokens = jnp.concatenate([tokens, draft.tokens], axis=1)
+        room = jnp.minimum(most - outcome.counts, mine.limit - lengths)
+        length *= 1 + jnp.clip(draft.length, 0, jnp.maximum(room - 1, 0))
+    reads = jnp.arange(1 + drafts, dtype=jnp.int32)[None, :]
+    logits, cache = fns.extend(
+        params,
+        state.cache,
+        TokenBatch(
+            tokens=tokens,
+            start=held,
+            length=length,
+            page_table=table,
+            logits_at=jnp.broadcast_to(reads, tokens.shape),
+        ),
+    )
+    return _Run(tokens, length, logits), cache
+
+
+def _choose(
+    fns: ModelFns, mine: RowArrays, run: _Run, given: tuple[Int[Array, ""], _Progress]
+) -> _Progress:
+    """Chooses tokens in order, in each row up to the first that was not guessed.
+
+    The cache is not looked at, and given back as nothing: it stays out of the loop.
+    """
+    most, progress = given
+    progress = progress._replace(state=progress.state._replace(cache=()))
+    time = run.tokens.shape[1]
+    guesses = jnp.maximum(run.length - 1, 0)
+
+    def goes_on(walk: _Walk) -> Bool[Array, ""]:
+        return jnp.any(walk.wanted)
+
+    def choose(walk: _Walk) -> _Walk:
+        nth, wanted, before = walk
+        logits = jax.lax.dynamic_index_in_dim(run.logits, nth, 1, keepdims=False)
+        after, choice = _choose_one(fns, mine, logits, (wanted, before))
+        following = jnp.minimum(nth + 1, time - 1)
+        guess = jax.lax.dynamic_index_in_dim(run.tokens, following, 1, keepdims=False)
+        is_right = wanted & (nth < guesses) & (choice.token == guess)
+        accepted = after.outcome.accepted + is_right.astype(jnp.int32)
+        after = after._replace(outcome=after.outcome._replace(accepted=accepted))
+        return _Walk(nth + 1, is_right & _wanting(after, most), after)
+
+    first = _Walk(jnp.int32(0), run.length > 0, progress)
+    done = jax.lax.while_loop(goes_on, choose, first) if time > 1 else choose(first)
+    outcome = done.progress.outcome
+    counted = outcome._replace(
+        steps=outcome.steps + 1, drafted=outcome.drafted + guesses
+    )
+    return done.progress._replace(outcome=counted)
+
+
+def _choose_one(
+    fns: ModelFns,
+    mine: RowArrays,
+    logits: Float[Array, "rows vocab"],
+    given: tuple[Bool[Array, " rows"], _Progress],
+) -> tuple[_Progress, Choice]:
+    """Chooses the next token of the rows that are wanted."""
+    wanted, (state, outcome) = given
+    rows, max_len = outcome.counts.shape[0], state.tokens.shape[1]
+    slots = jnp.arange(rows, dtype=jnp.int32)
+    lengths = state.lengths[:rows]
+    history = History(state.tokens[:rows], mine.prompt_length, lengths)
+    states = jax.tree.map(lambda x: x[:rows], state.processor_states)
+    asked = Processing(dict(fns.processors), mine.processors, states)
+    choice = choose_next(fns, logits, (history, wanted, mine), asked)
+    ends = jnp.where(wanted, ends_of(choice, lengths + 1, mine), RUNNING)
+    is_chosen = wanted & (ends != UNSOUND)
+    at = jnp.where(is_chosen, lengths, max_len)
+    new_state = DecodeState(
+        cache=state.cache,
+        tokens=state.tokens.at[slots, at].set(choice.token, mode="drop"),
+        lengths=state.lengths.at[:rows].add(is_chosen.astype(jnp.int32)),
+        active=state.active.at[:rows].set(state.active[:rows] & (ends == RUNNING)),
+        rows=state.rows,
+        processor_states=jax.tree.map(
+            lambda old, new: old.at[:rows].set(new),
+            state.processor_states,
+            processors.update(asked, choice.token, is_chosen),
+        ),
+    )
+    return _Progress(new_state, _record(outcome, choice, is_chosen, ends)), choice
+
+
+def _record(
+    outcome: Outcome,
+    choice: Choice,
+    is_chosen: Bool[Array, " rows"],
+    ends: Int[Array, " rows"],
+) -> Outcome:
+    block = outcome.tokens.shape[1]
+    rows = jnp.arange(outcome.counts.shape[0], dtype=jnp.int32)
+    at = jnp.where(is_chosen, outcome.counts, block)
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[rows, at].set(new, mode="drop")
+
+    return outcome._replace(
+        tokens=put(outcome.tokens, choice.token),
+        counts=outcome.counts + is_chosen.astype(jnp.int32),
+        ends=jnp.maximum(outcome.ends, ends),
+        sound=outcome.sound & (ends != UNSOUND),
+        logprobs=put(outcome.logprobs, choice.logprob),
+        top_ids=put(outcome.top_ids, choice.top_ids),
+        top_logprobs=put(outcome.top_logprobs, choice.top_logprobs),
+    )
