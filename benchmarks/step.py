@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxserver import wiring
 from jaxserver.adapters.engine.processor import use_processor
-from jaxserver.core.ops.attention import BLOCK, attend
+from jaxserver.core.ops.attention_blocks import attend_blocks
 from jaxserver.core.ops.linear import linear
 from jaxserver.core.ops.norms import rms_norm
 from jaxserver.core.ops.quantize import Int8Weight
@@ -150,10 +150,10 @@ class Measured:
         groups = jax.tree.leaves(groups)[0].shape[1] - 2
         queries = jnp.ones((self.rows, self.time, kv_heads, groups, head_dim))
         ends = jnp.full((self.rows, self.time), context - 1, jnp.int32)
-        blocks = jnp.full(self.rows, -(-context // BLOCK), jnp.int32)
+        held = jnp.full(self.rows, context, jnp.int32)
 
         def run(queries: Any, keys: Any, values: Any) -> Any:
-            return attend(queries, (keys, values), None, ends, blocks)
+            return attend_blocks(queries, (keys, values), None, ends, held)
 
         heads = self.rows * self.time * kv_heads * groups
         part = self._part(

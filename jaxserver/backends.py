@@ -15,6 +15,7 @@ from jaxserver.adapters.flax_models.weights import (
     params_digest,
     plain_params,
 )
+from jaxserver.core.compute import Compute
 from jaxserver.core.families import llama
 from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.loading import (
@@ -24,6 +25,7 @@ from jaxserver.core.loading import (
     place_params,
     read_config,
 )
+from jaxserver.core.ops.fp8 import FP8
 from jaxserver.core.params import kept_as, param_specs
 from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
 from jaxserver.core.transformer import transformer_fns
@@ -81,7 +83,7 @@ def is_native(checkpoint: Checkpoint, config: ServerConfig) -> bool:
 
 
 def backend_of(
-    checkpoint: Checkpoint, config: ServerConfig, place: Place, dtype: str
+    checkpoint: Checkpoint, config: ServerConfig, place: Place, compute: Compute
 ) -> Backend:
     """What runs a checkpoint.
 
@@ -89,14 +91,15 @@ def backend_of(
         checkpoint: As it was found.
         config: Says which, if one is forced.
         place: Where it is to lie.
-        dtype: What is computed in.
+        compute: On what and in what it is computed.
 
     Raises:
         BrokenCheckpoint: A tensor is missing, surplus or of another shape.
         UnsupportedModel: It cannot be run so; says what can.
     """
     if is_native(checkpoint, config):
-        return _native(checkpoint, config, place, dtype)
+        return _native(checkpoint, config, place, compute)
+    dtype = compute.dtype
     model = empty_model(checkpoint, dtype)
     flax, specs = _flax(model, config, place, dtype)
     named = flax_weights(checkpoint, model)
@@ -127,7 +130,7 @@ def backend_in_memory(
 
 
 def _native(
-    checkpoint: Checkpoint, config: ServerConfig, place: Place, dtype: str
+    checkpoint: Checkpoint, config: ServerConfig, place: Place, compute: Compute
 ) -> Backend:
     """Told not to compress, it keeps weights as they are and widens them one by one."""
     if checkpoint.layout == "flax":
@@ -136,7 +139,8 @@ def _native(
     check_shapes(known, checkpoint)
 
     rounded, mesh = DTYPES[config.dtype], place.mesh
-    kept = {"auto": dtype, "none": rounded, "int8": "int8"}[config.quantize]
+    as_asked = {"auto": compute.dtype, "none": rounded, "int8": "int8", "fp8": FP8}
+    kept = as_asked[config.quantize]
     specs = kept_as(with_rules(param_specs(known), place.rules), kept)
     dtypes = (rounded, kept)
 
@@ -144,8 +148,8 @@ def _native(
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
 
     max_len = min(config.max_length, known.max_len)
-    cached = cache_dtype(kept)
-    fns = transformer_fns(known, max_len, config.page_size, mesh, cached)
+    cached = cache_dtype(kept, compute.dtype)
+    fns = transformer_fns(known, max_len, config.page_size, mesh, cached, compute)
     digest = functools.partial(files_digest, checkpoint.files)
     return Backend("native", fns, specs, place, kept, load, digest)
 
@@ -156,8 +160,8 @@ def _flax(
     if config.page_size is not None:
         allowed = "none: the cache of a Flax class has whole sequences"
         raise InvalidConfig("page_size", str(config.page_size), allowed)
-    if config.quantize == "int8":
-        got = f"'int8' for {type(model).__name__}"
+    if config.quantize in ("int8", "fp8"):
+        got = f"{config.quantize!r} for {type(model).__name__}"
         allowed = "auto, none: a Flax class multiplies as it was written, in floats"
         raise InvalidConfig("quantize", got, allowed)
     flax = flax_model(model, config.max_length, dtype)

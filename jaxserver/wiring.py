@@ -42,6 +42,7 @@ from jaxserver.backends import (
     backend_of,
     is_native,
 )
+from jaxserver.core.compute import Compute
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
@@ -98,7 +99,7 @@ Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
 def plan(config: ServerConfig) -> MemoryPlan:
     """What `load_model` will take, from the checkpoint's header."""
     checkpoint = open_checkpoint(locate(config.model, no_progress))
-    backend = backend_of(checkpoint, config, _place(config), _computed_dtype(config))
+    backend = backend_of(checkpoint, config, _place(config), _compute(config))
     return _plan(config, backend, _engine(config, backend))
 
 
@@ -114,7 +115,7 @@ def load_model(
     """
     place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
-    backend = backend_of(checkpoint, config, place, _computed_dtype(config))
+    backend = backend_of(checkpoint, config, place, _compute(config))
     return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
@@ -127,7 +128,7 @@ def load_torch_model(
     checkpoint = open_checkpoint(path)
     if is_native(checkpoint, config):
         return load_model(config, progress, partition_rules)
-    dtype = _computed_dtype(config)
+    dtype = _compute(config).dtype
     model = model_from_pytorch(checkpoint, dtype)
     place = _place(config, partition_rules)
     backend = backend_in_memory(model, None, config, place, dtype)
@@ -153,7 +154,7 @@ def take_model(
         partition_rules: The user's own; see `core.partition_rules.read_rules`.
     """
     place = _place(config, partition_rules)
-    dtype = _computed_dtype(config)
+    dtype = _compute(config).dtype
     backend = backend_in_memory(model, params, config, place, dtype)
     return _made(config, backend, *_saved(model, tokenizer), no_progress)
 
@@ -195,7 +196,7 @@ def _made(
     progress: Progress,
 ) -> Model:
     engine = _engine(config, backend)
-    dtypes = (DTYPES[config.dtype], backend.kept, _computed_dtype(config))
+    dtypes = (DTYPES[config.dtype], backend.kept, _compute(config).dtype)
     if len(set(dtypes)) > 1:
         said = "%s weights are kept in %s and computed in %s on this device"
         LOGGER.info(said, *dtypes)
@@ -359,7 +360,8 @@ def _place(config: ServerConfig, partition_rules: PartitionRules = ()) -> Place:
 
 def _plan(config: ServerConfig, backend: Backend, engine: EngineConfig) -> MemoryPlan:
     place = (backend.place.mesh, backend.kept)
-    return plan_memory(config.model, leaves(backend.specs), backend.fns, engine, place)
+    specs, computed = leaves(backend.specs), _compute(config).dtype
+    return plan_memory(config.model, specs, backend.fns, engine, place, computed)
 
 
 def _said(plan: MemoryPlan) -> MemoryPlan:
@@ -370,10 +372,11 @@ def _said(plan: MemoryPlan) -> MemoryPlan:
     return plan
 
 
-def _computed_dtype(config: ServerConfig) -> str:
+def _compute(config: ServerConfig) -> Compute:
     """A CPU has no fast 16-bit arithmetic."""
-    is_cpu = jax.devices()[0].platform == "cpu"
-    return "float32" if is_cpu else DTYPES[config.dtype]
+    platform = jax.devices()[0].platform
+    dtype = "float32" if platform == "cpu" else DTYPES[config.dtype]
+    return Compute(platform=platform, dtype=dtype)
 
 
 def _keep_compiled_code() -> None:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserver.core.compute import ON_CPU, Compute
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.kv_cache import cache_dtype
+from jaxserver.core.ops.fp8 import FP8, QUANTIZED, quantize_to_fp8
 from jaxserver.core.ops.quantize import quantize
 from jaxserver.core.params import ParamSpec, Weights, init_params, is_spec, param_specs
 from jaxserver.core.sharding import make_mesh, named_sharding
@@ -39,15 +41,16 @@ def one_device() -> jax.sharding.Mesh:
     return make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
 
 
-def in_int8(config: ModelConfig, params: Weights) -> Weights:
-    """The weights of products in int8, as they would be loaded."""
+def quantized(config: ModelConfig, params: Weights, kept: str = "int8") -> Weights:
+    """The weights of products in 8 bits, as they would be loaded."""
 
-    def kept(spec: ParamSpec, leaf: jax.Array) -> Any:
+    def made(spec: ParamSpec, leaf: jax.Array) -> Any:
         if not spec.num_out:
             return leaf
-        return jax.tree.map(jnp.asarray, quantize(np.asarray(leaf), spec.num_out))
+        make: Any = {"int8": quantize, FP8: quantize_to_fp8}[kept]
+        return jax.tree.map(jnp.asarray, make(np.asarray(leaf), spec.num_out))
 
-    weights: Weights = jax.tree.map(kept, param_specs(config), params, is_leaf=is_spec)
+    weights: Weights = jax.tree.map(made, param_specs(config), params, is_leaf=is_spec)
     return weights
 
 
@@ -57,19 +60,25 @@ def tiny_model(
     page_size: int | None = None,
     seed: int = 0,
     kept: str = "float32",
+    compute: Compute = ON_CPU,
 ) -> TinyModel:
     """Random weights, large enough that logits differ, on one device."""
     mesh = one_device()
     params = jax.tree.map(
         lambda leaf: leaf * (10.0 if leaf.ndim > 1 else 1.0), init_params(config, seed)
     )
-    if kept == "int8":
-        params = in_int8(config, params)
+    if kept in QUANTIZED:
+        params = quantized(config, params, kept)
+    else:
+        params = jax.tree.map(lambda leaf: leaf.astype(kept), params)
     params = jax.tree.map(
         lambda leaf: jax.device_put(
             leaf, named_sharding((None,) * leaf.ndim, leaf.shape, mesh)
         ),
         params,
     )
-    fns = transformer_fns(config, max_len, page_size, cache_dtype=cache_dtype(kept))
+    cached = cache_dtype(kept, compute.dtype)
+    fns = transformer_fns(
+        config, max_len, page_size, cache_dtype=cached, compute=compute
+    )
     return TinyModel(fns, params, mesh)

@@ -4,33 +4,44 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxserver.core.config import ModelConfig
-from jaxserver.core.ops.attention import BLOCK
-from jaxserver.ports.model import Axes
+from jaxserver.core.ops.attention_blocks import BLOCK
+from jaxserver.core.ops.fp8 import QUANTIZED
+from jaxserver.core.ops.paged import BY_HEAD, Layout, Pages
+from jaxserver.ports.model import Axes, LogicalAxis
 
 
 class KVCache(NamedTuple):
-    """One array of keys and one of values per layer; see `ops.paged` for the layout."""
+    """One array of keys and one of values per layer, in the order of a layout."""
 
-    keys: tuple[Float[Array, "pages kv_heads head_dim page_size"], ...]
-    values: tuple[Float[Array, "pages kv_heads page_size head_dim"], ...]
-
-
-KV_AXES: Axes = ("pages", "kv_heads", None, None)
-"""Of keys and of values: what is cut lies first in both layouts."""
+    keys: tuple[Pages, ...]
+    values: tuple[Pages, ...]
 
 
-def token_axes(num_layers: int) -> KVCache:
+def kv_axes(layout: Layout) -> Axes:
+    """Of keys and of values: what is cut lies alike in both."""
+    cut: dict[str, LogicalAxis] = {"pages": "pages", "kv_heads": "kv_heads"}
+    return tuple(cut.get(dimension) for dimension in layout.keys)
+
+
+def token_axes(num_layers: int, layout: Layout) -> KVCache:
     """Which dimension of a page counts its tokens, in the place of each array."""
-    keys, values = (2,) * num_layers, (1,) * num_layers
+    keys, values = ((order.index("page_size") - 1,) * num_layers for order in layout)
     return KVCache(keys, values)  # type: ignore[arg-type]  # numbers in arrays' places
 
 
-def cache_dtype(kept: str) -> str:
-    """What keys and values are kept in, beside weights that are kept in a type."""
-    return "float16" if kept == "int8" else "float32"
+def cache_dtype(kept: str, computed: str = "float32") -> str:
+    """What keys and values are kept in.
+
+    Args:
+        kept: What weights are kept in.
+        computed: What is computed in: in 16 bits the cache is in the same.
+    """
+    if computed != "float32":
+        return computed
+    return "float16" if kept in QUANTIZED else "float32"
 
 
 def whole_row_page(max_len: int) -> int:
@@ -39,12 +50,20 @@ def whole_row_page(max_len: int) -> int:
 
 
 def init_cache(
-    config: ModelConfig, num_pages: int, page_size: int, dtype: str = "float32"
+    config: ModelConfig,
+    num_pages: int,
+    page_size: int,
+    dtype: str = "float32",
+    layout: Layout = BY_HEAD,
 ) -> KVCache:
     """A cache of zeros."""
-    heads, dim = config.num_kv_heads, config.head_dim
-    keys = (num_pages, heads, dim, page_size)
-    values = (num_pages, heads, page_size, dim)
+    sizes = {
+        "pages": num_pages,
+        "page_size": page_size,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+    keys, values = (tuple(sizes[name] for name in order) for order in layout)
     layers = range(config.num_layers)
     return KVCache(
         keys=tuple(jnp.zeros(keys, dtype) for _ in layers),
@@ -57,12 +76,14 @@ def copy_pages(
     source: Int[Array, " copies"],
     target: Int[Array, " copies"],
     length: Int[Array, " copies"],
+    layout: Layout = BY_HEAD,
 ) -> KVCache:
     """Copies the first `length` tokens of each source page over its target page.
 
     Block by block, so that the work is proportional to the tokens copied. A target that
     is no page gets nothing.
     """
+    key_axis, value_axis = (order.index("page_size") for order in layout)
 
     def copy_page(which: Array, cache: KVCache) -> KVCache:
         pair = (source[which], target[which])
@@ -70,13 +91,15 @@ def copy_pages(
 
         def copy_block(nth: Array, cache: KVCache) -> KVCache:
             return KVCache(
-                keys=tuple(_copy_block(x, 3, pair, (nth, count)) for x in cache.keys),
+                keys=tuple(
+                    _copy_block(x, key_axis, pair, (nth, count)) for x in cache.keys
+                ),
                 values=tuple(
-                    _copy_block(x, 2, pair, (nth, count)) for x in cache.values
+                    _copy_block(x, value_axis, pair, (nth, count)) for x in cache.values
                 ),
             )
 
-        block = min(BLOCK, cache.keys[0].shape[3])
+        block = min(BLOCK, cache.keys[0].shape[key_axis])
         num_blocks = (count + block - 1) // block
         copied: KVCache = jax.lax.fori_loop(0, num_blocks, copy_block, cache)
         return copied

@@ -20,6 +20,7 @@ from jaxserver.core.families.parts import (
     Part,
     PartTable,
 )
+from jaxserver.core.ops.fp8 import Fp8Weight, quantize_to_fp8
 from jaxserver.core.ops.mlp import MlpParams
 from jaxserver.core.ops.quantize import Int8Weight, quantize
 from jaxserver.core.params import (
@@ -40,7 +41,7 @@ from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-WeightSpec: TypeAlias = ParamSpec | Int8Weight[ParamSpec]
+WeightSpec: TypeAlias = ParamSpec | Int8Weight[ParamSpec] | Fp8Weight[ParamSpec]
 """Of what one recipe makes."""
 Arrange: TypeAlias = Callable[[list[HostArray], ParamSpec], HostArray]
 
@@ -113,7 +114,7 @@ def load_params(
         config: The model.
         checkpoint: Where the weights are.
         mesh: Where they go.
-        dtypes: What they are rounded to, and what they are then kept as; for int8
+        dtypes: What they are rounded to, and what they are then kept as; in 8 bits
             each weight is quantised as soon as it is read.
         progress: Hears of the bytes placed, stage `load`.
         rules: How the user wants them to lie.
@@ -203,7 +204,7 @@ def _load(
         return put(values, named_sharding(spec.axes, spec.shape, mesh))
 
     def load(spec: WeightSpec, recipe: Recipe, end: int) -> Any:
-        whole = spec.values if isinstance(spec, Int8Weight) else spec
+        whole = spec if isinstance(spec, ParamSpec) else spec.values
         parts = [
             _read(checkpoint, name, shape)
             for name, shape in zip(recipe.tensors, recipe.shapes, strict=True)
@@ -211,9 +212,11 @@ def _load(
         # Broken weights may be infinite; that is for who computes with them to say.
         with np.errstate(over="ignore", invalid="ignore"):
             values = recipe.arrange(parts, whole).astype(rounded, copy=False)
-        made: HostArray | Int8Weight[HostArray]
+        made: HostArray | Int8Weight[HostArray] | Fp8Weight[HostArray]
         if isinstance(spec, Int8Weight):
             made = quantize(values, whole.num_out)
+        elif isinstance(spec, Fp8Weight):
+            made = quantize_to_fp8(values, whole.num_out)
         else:
             made = values.astype(_dtype_of(spec, kept), copy=False)
         progress("load", end, ends[-1])
@@ -235,7 +238,7 @@ def _is_recipe(leaf: Any) -> bool:
 
 
 def _is_weight(leaf: Any) -> bool:
-    return isinstance(leaf, ParamSpec | Int8Weight)
+    return isinstance(leaf, ParamSpec | Int8Weight | Fp8Weight)
 
 
 def _num_bytes(spec: WeightSpec, kept: np.dtype[Any]) -> int:

@@ -20,8 +20,6 @@ from jaxserver.core.sharding import (
 from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns
 
-_COMPUTED_BYTES = 4
-
 
 def plan_memory(
     model: str,
@@ -29,6 +27,7 @@ def plan_memory(
     fns: ModelFns,
     engine: EngineConfig,
     place: tuple[Mesh, str],
+    computed: str = "float32",
 ) -> MemoryPlan:
     """Counts weights and cache per device, as they will be placed.
 
@@ -38,6 +37,7 @@ def plan_memory(
         fns: Its functions.
         engine: The sizes.
         place: The devices, and what the weights are kept as.
+        computed: What they are multiplied in.
     """
     mesh, dtype = place
     specs = list(specs)
@@ -57,7 +57,7 @@ def plan_memory(
             for spec, count in zip(specs, counts, strict=True)
         ),
         cache_bytes_per_device=_cache_bytes(fns, engine.num_pages, mesh),
-        working_bytes_per_device=_widened_bytes(specs, counts, dtype)
+        working_bytes_per_device=_widened_bytes(specs, counts, dtype, computed)
         + _gathered_bytes(specs, fns, mesh, dtype),
         replicated=tuple(
             spec.path
@@ -79,17 +79,21 @@ def _undivided(specs: Iterable[ParamSpec], mesh: Mesh) -> tuple[str, ...]:
 
 
 def _widened_bytes(
-    specs: Sequence[ParamSpec], counts: Sequence[int], dtype: str
+    specs: Sequence[ParamSpec], counts: Sequence[int], dtype: str, computed: str
 ) -> int:
     """Of the one weight that is widened at a time, which int8 ones are not.
 
     See `ops.widen`.
     """
-    if jax.numpy.dtype(dtype).itemsize >= _COMPUTED_BYTES:
-        return 0
+    wide = jax.numpy.dtype(computed).itemsize
+
+    def is_widened(spec: ParamSpec) -> bool:
+        kept = jax.numpy.dtype(spec.dtype or dtype)
+        is_float = jax.numpy.issubdtype(kept, jax.numpy.floating)
+        return bool(is_float and kept.itemsize < wide)
+
     pairs = zip(specs, counts, strict=True)
-    widened = [count for spec, count in pairs if spec.dtype is None]
-    return max(widened, default=0) * _COMPUTED_BYTES
+    return max((count for spec, count in pairs if is_widened(spec)), default=0) * wide
 
 
 def _gathered_bytes(

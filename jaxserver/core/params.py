@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxserver.core.config import ModelConfig
+from jaxserver.core.ops.fp8 import FP8, QUANTIZED, Fp8Weight
 from jaxserver.core.ops.linear import Weight
 from jaxserver.core.ops.mlp import MlpParams
 from jaxserver.core.ops.quantize import Int8Weight
@@ -92,12 +93,14 @@ def param_specs(config: ModelConfig) -> Specs:
 
 
 def kept_as(specs: Any, dtype: str) -> Any:
-    """The same weights as they are kept: for int8, factors of products are in parts.
+    """The same weights as they are kept: in 8 bits, factors of products are in parts.
 
     What is no factor is kept in float32 then.
     """
 
-    def quantized(spec: ParamSpec) -> ParamSpec | Int8Weight[ParamSpec]:
+    def quantized(
+        spec: ParamSpec,
+    ) -> ParamSpec | Int8Weight[ParamSpec] | Fp8Weight[ParamSpec]:
         if not spec.num_out:
             return dataclasses.replace(spec, dtype="float32")
         of_outputs = functools.partial(
@@ -107,13 +110,16 @@ def kept_as(specs: Any, dtype: str) -> Any:
             axes=spec.axes[: spec.num_out],
             is_derived=True,
         )
-        return Int8Weight(
-            values=dataclasses.replace(spec, dtype="int8"),
-            scale=of_outputs(path=f"{spec.path}.scale", dtype="float32"),
-            sums=of_outputs(path=f"{spec.path}.sums", dtype="int32"),
-        )
+        values = dataclasses.replace(spec, dtype=dtype)
+        scale = of_outputs(path=f"{spec.path}.scale", dtype="float32")
+        if dtype == FP8:
+            return Fp8Weight(values=values, scale=scale)
+        sums = of_outputs(path=f"{spec.path}.sums", dtype="int32")
+        return Int8Weight(values=values, scale=scale, sums=sums)
 
-    return specs if dtype != "int8" else jax.tree.map(quantized, specs, is_leaf=is_spec)
+    if dtype not in QUANTIZED:
+        return specs
+    return jax.tree.map(quantized, specs, is_leaf=is_spec)
 
 
 def is_spec(leaf: Any) -> bool:

@@ -1,6 +1,7 @@
 """A decoder of the llama family as the pure functions of `ModelFns`."""
 
 import functools
+from typing import NamedTuple
 
 import chex
 import jax
@@ -8,31 +9,45 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxserver.core.compute import ON_CPU, Compute
 from jaxserver.core.config import MIN_CALL_TOKENS, ModelConfig
 from jaxserver.core.kv_cache import (
-    KV_AXES,
     KVCache,
     copy_pages,
     init_cache,
+    kv_axes,
     token_axes,
     whole_row_page,
 )
 from jaxserver.core.ops import paged
-from jaxserver.core.ops.attention import BLOCK, ROWS, attend
-from jaxserver.core.ops.linear import Weight, linear_on, pad_tokens
+from jaxserver.core.ops.attention import Attention, attention
+from jaxserver.core.ops.attention_blocks import BLOCK
+from jaxserver.core.ops.linear import Weight, linear_on, pad_tokens, read_rows
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
-from jaxserver.core.ops.quantize import Int8Weight, read_rows
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
-from jaxserver.core.ops.widen import widen
 from jaxserver.core.params import LayerParams, Weights
 from jaxserver.core.sharding import constrain, num_devices
 from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, TokenBatch
 
-LayerCache = tuple[
-    Float[Array, "pages kv_heads head_dim page_size"],
-    Float[Array, "pages kv_heads page_size head_dim"],
-]
+LayerCache = tuple[paged.Pages, paged.Pages]
+
+
+class Build(NamedTuple):
+    """All that is decided of a model before it runs.
+
+    Attributes:
+        table: Its rotary factors.
+        mesh: Where it lies; None leaves all to the compiler.
+        dtype: Of the residual stream, and so of both factors of every product.
+        attention: The form of it, and the cache's layout.
+    """
+
+    config: ModelConfig
+    table: RopeTable
+    mesh: Mesh | None
+    dtype: str
+    attention: Attention
 
 
 def transformer_fns(
@@ -41,6 +56,7 @@ def transformer_fns(
     page_size: int | None = None,
     mesh: Mesh | None = None,
     cache_dtype: str = "float32",
+    compute: Compute = ON_CPU,
 ) -> ModelFns:
     """Builds the functions of one model; a page is a whole row unless told otherwise.
 
@@ -50,50 +66,47 @@ def transformer_fns(
         page_size: Tokens of a page, a multiple or a divisor of the attention's block.
         mesh: Where the weights and the cache lie; None leaves all to the compiler.
         cache_dtype: What keys and values are kept in.
+        compute: On what, and in which numbers, it is computed.
     """
     page_size = page_size or whole_row_page(max_len)
     chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
+    form = attention(compute, config.head_dim, mesh)
+    table, layout = rope_table(config, max_len), form.layout
+    build = Build(config, table, mesh, compute.dtype, form)
     return ModelFns(
-        init_cache=functools.partial(_init_cache, config, page_size, cache_dtype),
-        extend=functools.partial(extend, config, rope_table(config, max_len), mesh),
-        copy_pages=copy_pages,
-        cache_axes=lambda shape: KV_AXES,
-        token_axes=token_axes(config.num_layers),
+        init_cache=functools.partial(
+            init_cache, config, page_size=page_size, dtype=cache_dtype, layout=layout
+        ),
+        extend=functools.partial(extend, build),
+        copy_pages=functools.partial(copy_pages, layout=layout),
+        cache_axes=lambda shape: kv_axes(layout),
+        token_axes=token_axes(config.num_layers, layout),
         page_size=page_size,
         max_len=max_len,
         vocab_size=config.vocab_size,
     )
 
 
-def _init_cache(
-    config: ModelConfig, page_size: int, dtype: str, num_pages: int
-) -> KVCache:
-    return init_cache(config, num_pages, page_size, dtype)
-
-
 def extend(
-    config: ModelConfig,
-    table: RopeTable,
-    mesh: Mesh | None,
-    params: Weights,
-    cache: KVCache,
-    batch: TokenBatch,
+    build: Build, params: Weights, cache: KVCache, batch: TokenBatch
 ) -> tuple[Float[Array, "rows reads vocab"], KVCache]:
     """Runs some tokens of some rows; see `ports.model.Extend`.
 
     On a mesh every device sees all tokens, so that a token's bits do not depend on how
     many there are; the weights are split, and attention is with the cache.
     """
+    config, mesh = build.config, build.mesh
     rows, time = batch.tokens.shape
     chex.assert_equal(len(params.layers), config.num_layers)
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     positions = batch.start[:, None] + steps
     whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
-    x = whole(pad_tokens(embed(params.embedding, batch.tokens.reshape(-1))))
+    embedded = read_rows(params.embedding, batch.tokens.reshape(-1), build.dtype)
+    x = whole(pad_tokens(embedded))
     all_keys, all_values = [], []
     # Layers are alike: traced and lowered once, which takes most of a start otherwise.
-    run_layer = jax.jit(functools.partial(_layer, config, table, mesh))
+    run_layer = jax.jit(functools.partial(_layer, build))
     for index, layer in enumerate(params.layers):
         layer_cache = (cache.keys[index], cache.values[index])
         with jax.named_scope(f"layer_{index}"):
@@ -111,54 +124,64 @@ def extend(
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
 
 
-def embed(table: Weight, tokens: Int[Array, " tokens"]) -> Float[Array, "tokens embed"]:
-    """The table's rows of some tokens, in float32."""
-    if isinstance(table, Int8Weight):
-        return read_rows(table, tokens)
-
-    def read(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
-        return table.at[tokens].get(mode="clip").astype(jnp.float32)
-
-    return read(table) if table.dtype == jnp.float32 else widen(read, table, tokens[0])
-
-
 def _layer(
-    config: ModelConfig,
-    table: RopeTable,
-    mesh: Mesh | None,
+    build: Build,
     params: LayerParams[Array, Weight],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
-    (x, cache), (batch, positions) = state, where
-    rows, time = positions.shape
+    """Products, and what is done to them, are float32; what goes on is of `dtype`."""
+    (x, cache), mesh, eps = state, build.mesh, build.config.norm_eps
     whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
-    normed = whole(rms_norm(x, params.attention_norm, config.norm_eps))
+    normed = whole(rms_norm(x, params.attention_norm, eps))
+    attended, cache = _attention(build, params, (normed, cache), where)
+    onto: Axes = ("embed", "kv_heads", None, None)
+    back = linear_on(mesh, onto, attended, params.out, params.out_bias)
+    x = whole(_added(x, back))
+    normed = whole(rms_norm(x, params.mlp_norm, eps))
+    return whole(_added(x, gated_mlp(normed, params.mlp, mesh))), cache
+
+
+def _added(
+    x: Float[Array, "tokens embed"], back: Float[Array, "tokens embed"]
+) -> Float[Array, "tokens embed"]:
+    return (x.astype(back.dtype) + back).astype(x.dtype)
+
+
+def _attention(
+    build: Build,
+    params: LayerParams[Array, Weight],
+    state: tuple[Float[Array, "tokens embed"], LayerCache],
+    where: tuple[TokenBatch, Int[Array, "rows time"]],
+) -> tuple[Float[Array, "tokens kv_heads groups head_dim"], LayerCache]:
+    """Of normed tokens, whose keys and values are put into the cache."""
+    (normed, cache), (batch, positions) = state, where
+    mesh, table, form = build.mesh, batch.page_table, build.attention
+    rows, time = positions.shape
     into: Axes = ("kv_heads", None, None, "embed")
     qkv = linear_on(mesh, into, normed, params.qkv, params.qkv_bias)[: rows * time]
     qkv = qkv.reshape(rows, time, *qkv.shape[1:])
     # Rows that are pages of the same number run where their pages are.
-    rows_axis: LogicalAxis | None = "batch" if batch.page_table is None else None
+    rows_axis: LogicalAxis | None = "batch" if table is None else None
     qkv = constrain(qkv, (rows_axis, None, "kv_heads", None, None), mesh)
-    turned = rotate(qkv[:, :, :, :-1], table, positions)
+    turned = rotate(qkv[:, :, :, :-1], build.table, positions)
     queries, keys, values = turned[:, :, :, :-1], turned[:, :, :, -1], qkv[:, :, :, -1]
-    page_size, num_pages = cache[0].shape[3], cache[0].shape[0]
+    sizes = dict(zip(form.layout.keys, cache[0].shape, strict=True))
     places = paged.places(
-        positions, batch.length, batch.page_table, page_size, num_pages
+        positions, batch.length, table, sizes["page_size"], sizes["pages"]
     )
-    # Neither runs of keys nor groups of rows go across the devices that rows lie on.
+    # Runs of keys do not go across the devices that rows lie on.
     is_split = mesh is not None and num_devices("batch", mesh) > 1
-    is_whole = batch.page_table is None or batch.page_table.shape[1] == 1
-    in_runs = is_whole and not is_split
-    cache = paged.write(*cache, (keys, values), places, in_runs=in_runs)
+    is_whole = table is None or table.shape[1] == 1
+    is_scattered = form.layout is paged.BY_HEAD
+    cache = paged.write(
+        *cache,
+        (keys, values),
+        places,
+        layout=form.layout,
+        in_runs=is_scattered and is_whole and not is_split,
+    )
     ends = jnp.where(batch.length > 0, batch.start + batch.length, 0)
-    num_blocks = (ends + BLOCK - 1) // BLOCK
-    together = None if is_split and rows_axis else ROWS
-    attended = attend(queries, cache, batch.page_table, positions, num_blocks, together)
+    attended = form.attend(queries.astype(normed.dtype), cache, table, positions, ends)
     attended = constrain(attended, (None, None, "kv_heads", None, None), mesh)
-    flat = pad_tokens(attended.reshape(rows * time, *attended.shape[2:]))
-    onto: Axes = ("embed", "kv_heads", None, None)
-    back = linear_on(mesh, onto, flat, params.out, params.out_bias)
-    x = whole(x + back)
-    normed = whole(rms_norm(x, params.mlp_norm, config.norm_eps))
-    return whole(x + gated_mlp(normed, params.mlp, mesh)), cache
+    return pad_tokens(attended.reshape(rows * time, *attended.shape[2:])), cache

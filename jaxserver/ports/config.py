@@ -203,9 +203,9 @@ class ServerConfig:
     )
     quantize: str = _key(
         "auto",
-        _one_of("auto", "none", "int8"),
-        "How weights are kept; none: in `dtype`, int8: in 8 bits, auto: in floats that "
-        "are fastest here.",
+        _one_of("auto", "none", "int8", "fp8"),
+        "How weights are kept; none: in `dtype`, int8, fp8: in 8 bits, auto: in floats "
+        "that are fastest here.",
     )
     numerics: str = _key(
         "invariant",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxserver.core.config import ModelConfig, RopeScaling
-from jaxserver.core.ops.attention import BLOCK, attend
+from jaxserver.core.ops.attention_blocks import BLOCK, attend_blocks
 from jaxserver.core.ops.linear import linear, pad_tokens
 from jaxserver.core.ops.mlp import MlpParams, gated_mlp
 from jaxserver.core.ops.norms import rms_norm
@@ -195,9 +195,9 @@ def test_attention_is_softmax_over_what_came_before(
     table = None
     if page_size is not None:
         keys, values, table = cut_up(keys, values, page_size)
-    num_blocks = positions.max(1) // BLOCK + 1
-    assert len(set(num_blocks.tolist())) == 2
-    found = transform(attend)(queries, (keys, values), table, positions, num_blocks)
+    ends = positions.max(1) + 1
+    assert len(set((positions.max(1) // BLOCK).tolist())) == 2
+    found = transform(attend_blocks)(queries, (keys, values), table, positions, ends)
     assert_close(found, expected)
 
 

@@ -10,13 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxserver.core.ops.linear import linear
+from jaxserver.core.ops.linear import linear, read_rows
 from jaxserver.core.ops.quantize import (
     LARGEST,
     Int8Weight,
     int8_product,
     quantize,
-    read_rows,
     split_bytes,
 )
 from tests.rows import HostArray, jitted, run, run_in_pieces

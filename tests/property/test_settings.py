@@ -32,7 +32,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "backend": st.sampled_from(["auto", "native", "flax"]),
     "slots": st.none() | st.integers(1, 256),
     "max_queue": st.integers(0, 2**31 - 1),
-    "quantize": st.sampled_from(["auto", "none", "int8"]),
+    "quantize": st.sampled_from(["auto", "none", "int8", "fp8"]),
     "numerics": st.just("invariant"),
     "api_key": st.none() | WORDS,
 } | {key: st.booleans() for key, kind in KINDS.items() if kind.type is bool}

@@ -25,7 +25,7 @@ from jaxserver.ports.memory import MemoryPlan
 from jaxserver.ports.model import ModelFns, Params, TokenBatch
 from jaxserver.ports.types import SamplingParams
 from tests.stepping import Part, Stepper, Wish, drawn
-from tests.tiny import TINY_LLAMA, in_int8
+from tests.tiny import TINY_LLAMA, quantized
 from tests.tiny_flax import CAUSAL, SEQ_TO_SEQ, TinyFlax, enlarged
 
 Shape = tuple[int, int, int]
@@ -98,7 +98,7 @@ def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
     fns = transformer_fns(config, MAX_LEN, mesh=mesh, cache_dtype=kept)
     specs, params = param_specs(config), enlarged(init_params(config, seed=0))
     if kind == INT8:
-        return fns, kept_as(specs, "int8"), in_int8(config, params)
+        return fns, kept_as(specs, "int8"), quantized(config, params)
     return fns, specs, params
 
 

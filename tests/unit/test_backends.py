@@ -84,10 +84,13 @@ def test_the_flax_class_is_refused_where_it_ignores_a_setting(tmp_path: Path) ->
         wiring.plan(write(tiny, tmp_path, backend="flax"))
 
 
+@pytest.mark.parametrize("quantize", ["int8", "fp8"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_int8_is_refused_for_a_flax_class(kind: str, tmp_path: Path) -> None:
+def test_8_bits_are_refused_for_a_flax_class(
+    kind: str, quantize: str, tmp_path: Path
+) -> None:
     tiny = random_flax(kind)
-    config = write(tiny, tmp_path, backend="flax", quantize="int8")
+    config = write(tiny, tmp_path, backend="flax", quantize=quantize)
     for load in (
         lambda: wiring.plan(config),
         lambda: wiring.load_model(config, nobody),
@@ -96,7 +99,7 @@ def test_int8_is_refused_for_a_flax_class(kind: str, tmp_path: Path) -> None:
         with pytest.raises(InvalidConfig) as caught:
             load()
         assert caught.value.key == "quantize"
-        assert caught.value.got == f"'int8' for {type(tiny.model).__name__}"
+        assert caught.value.got == f"{quantize!r} for {type(tiny.model).__name__}"
         assert caught.value.allowed.startswith("auto, none: a Flax class multiplies")
 
 

@@ -193,24 +193,28 @@ def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
     assert (loaded.plan.working_bytes_per_device > 0) == (quantize == "none")
 
 
+@pytest.mark.parametrize("quantize", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_model_in_int8_takes_what_its_plan_says_and_answers_nearly_the_same(
+def test_a_model_in_8_bits_takes_what_its_plan_says_and_answers_nearly_the_same(
     config: ServerConfig,
     model: wiring.Model,
     caplog: pytest.LogCaptureFixture,
     dtype: str,
+    quantize: str,
 ) -> None:
-    asked = dataclasses.replace(config, dtype=dtype, quantize="int8")
+    asked = dataclasses.replace(config, dtype=dtype, quantize=quantize)
     with caplog.at_level(logging.INFO, "jaxserver"):
         loaded = wiring.load_model(asked, nobody)
 
     assert wiring.plan(asked) == loaded.plan
-    assert (loaded.plan.dtype, loaded.plan.working_bytes_per_device) == ("int8", 0)
+    kept = {"int8": "int8", "fp8": "float8_e4m3fn"}[quantize]
+    assert loaded.plan.dtype == kept
+    assert (loaded.plan.working_bytes_per_device > 0) == (quantize == "fp8")
     assert loaded.plan.num_parameters == model.plan.num_parameters
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
     assert loaded.plan.weights_bytes_per_device == held
     assert held < model.plan.weights_bytes_per_device / 3
-    assert f"{DTYPES[dtype]} weights are kept in int8 and" in caplog.text
+    assert f"{DTYPES[dtype]} weights are kept in {kept} and" in caplog.text
     found, expected = next_logits(loaded), next_logits(model)
     assert 0 < np.abs(found - expected).max() < np.abs(expected).max() / 10
 

@@ -1,134 +1,136 @@
-"""Attention of new tokens over everything their rows hold."""
+"""Attention of new tokens over everything their rows hold, as the device likes it."""
+
+import functools
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxserver.core.ops.paged import PageTable, read_block
-from jaxserver.core.ops.sums import sum_last
+from jaxserver.core.compute import Compute
+from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
+from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout, Pages, PageTable
+from jaxserver.core.sharding import num_devices
 
-BLOCK = 128
-"""Cached positions looked at together; the cache's rows are multiples of it."""
-MIN_QUERIES = 4
-"""With fewer queries of a head, products take another path (CPU)."""
-VALUE_WIDTH = 64
-"""Heads are padded to a multiple of it, for the same reason."""
-ROWS = 4
-"""Rows that are looked at together: one alone is too little work at a time.
-
-Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
-"""
-NEVER = -1e30
-"""Score of a position that is not seen: a masked block then adds exactly nothing."""
+FEW_QUERIES = 8
+"""Tokens of a row up to which its queries are a decode step: it, or a draft's check."""
+KERNEL_LIMIT = 2**31
+"""A kernel finds its way in an array of fewer numbers than that: indices are int32."""
+WIDEST_HEAD = 128
+"""Of those that cuDNN attends with on every device that it is for."""
 
 
-def attend(
+class Attend(Protocol):
+    def __call__(
+        self,
+        queries: Float[Array, "rows time kv_heads groups head_dim"],
+        cache: tuple[Pages, Pages],
+        table: PageTable,
+        positions: Int[Array, "rows time"],
+        ends: Int[Array, " rows"],
+    ) -> Float[Array, "rows time kv_heads groups head_dim"]:
+        """Causal softmax attention: each query sees the positions up to its own.
+
+        Args:
+            queries: Of the new tokens, whose keys and values are in the cache already.
+            cache: Keys and values, in the order of the form's layout.
+            table: Pages of each row, or None.
+            positions: Of the queries.
+            ends: How many positions each row has to look at.
+        """
+        ...
+
+
+class Attention(NamedTuple):
+    """One form of it, and the layout that it reads."""
+
+    layout: Layout
+    attend: Attend
+
+
+def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
+    """The form for some devices: the only place that chooses one.
+
+    On a CPU it is the one whose bits are kept. Elsewhere a row is read as a whole; a
+    GPU's decode steps read of it what there is, by a kernel that is one device's.
+    """
+    if compute.platform == "cpu":
+        return Attention(BY_HEAD, functools.partial(_attend_groups, mesh))
+    is_one_gpu = compute.platform == "gpu" and (mesh is None or mesh.size == 1)
+    has_cudnn = is_one_gpu and compute.dtype != "float32" and not compute.is_interpreted
+    fits_cudnn = head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
+    attend_all = functools.partial(attend_whole, is_fused=has_cudnn and fits_cudnn)
+    if not is_one_gpu or head_dim.bit_count() > 1:
+        return Attention(BY_TOKEN, attend_all)
+
+    from jaxserver.core.ops.attention_kernel import (  # noqa: PLC0415  # for a GPU only
+        attend_pages,
+    )
+
+    attend_few = functools.partial(attend_pages, is_interpreted=compute.is_interpreted)
+
+    def attend(
+        queries: Float[Array, "rows time kv_heads groups head_dim"],
+        cache: tuple[Pages, Pages],
+        table: PageTable,
+        positions: Int[Array, "rows time"],
+        ends: Int[Array, " rows"],
+    ) -> Float[Array, "rows time kv_heads groups head_dim"]:
+        is_decode = queries.shape[1] <= FEW_QUERIES and cache[0].size < KERNEL_LIMIT
+        form = attend_few if is_decode else attend_all
+        return form(queries, cache, table, positions, ends)
+
+    return Attention(BY_TOKEN, attend)
+
+
+def _attend_groups(
+    mesh: Mesh | None,
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[
-        Float[Array, "pages kv_heads head_dim page_size"],
-        Float[Array, "pages kv_heads page_size head_dim"],
-    ],
+    cache: tuple[Pages, Pages],
     table: PageTable,
     positions: Int[Array, "rows time"],
-    num_blocks: Int[Array, " rows"],
-    together: int | None = ROWS,
+    ends: Int[Array, " rows"],
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
-    """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
-
-    Each query sees the positions up to its own. A few rows go together, through as many
-    blocks from the first on as the longest of them needs: what a row costs does not
-    depend on rows far from it, and its bits depend on none.
-
-    Args:
-        queries: Of the new tokens, whose keys and values are in the cache already.
-        cache: Keys and values.
-        table: Pages of each row, or None.
-        positions: Of the queries.
-        num_blocks: How many blocks each row has to look at.
-        together: How many rows go together; None for all, wherever they lie: a device
-            may have few of them, which are padded as few are.
-    """
-    rows, groups = queries.shape[0], queries.shape[3]
-    is_enough = together is not None and together <= rows
-    least = MIN_QUERIES * (1 if is_enough else groups)
-    together = min(together or rows, rows)
-    # The last rows may go with some that have gone before, and are done again.
-    starts = [min(at, rows - together) for at in range(0, rows, together)]
-    new = rows - (len(starts) - 1) * together
-
-    def in_groups(leaf: Array) -> Array:
-        return jnp.stack([leaf[at : at + together] for at in starts])
-
-    def attend_group(group: tuple[Array, Array, Array, Array, PageTable]) -> Array:
-        queries, positions, num_blocks, first, table = group
-        most = jnp.max(num_blocks)
-        return _attend_rows(queries, cache, (first, table), positions, (most, least))
-
-    by_group = jax.lax.map(
-        attend_group,
-        (
-            *(in_groups(leaf) for leaf in (queries, positions, num_blocks)),
-            jnp.array(starts, jnp.int32),
-            None if table is None else in_groups(table),
-        ),
-    )
-    before = by_group[:-1].reshape(rows - new, *queries.shape[1:])
-    return jnp.concatenate([before, by_group[-1, together - new :]])
+    """No group of rows goes across the devices that rows lie on."""
+    is_split = mesh is not None and num_devices("batch", mesh) > 1
+    together = None if is_split and table is None else ROWS
+    return attend_blocks(queries, cache, table, positions, ends, together)
 
 
-def _attend_rows(
+def attend_whole(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[
-        Float[Array, "pages kv_heads head_dim page_size"],
-        Float[Array, "pages kv_heads page_size head_dim"],
-    ],
-    where: tuple[Int[Array, ""], PageTable],
+    cache: tuple[Pages, Pages],
+    table: PageTable,
     positions: Int[Array, "rows time"],
-    size: tuple[Int[Array, ""], int],
+    ends: Int[Array, " rows"],
+    *,
+    is_fused: bool = False,
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
-    """Attention of some rows, through the same number of blocks each.
+    """By JAX's own function, of all that the pages of a row have room for.
 
     Args:
-        queries: As for `attend`.
-        cache: As for `attend`.
-        where: See `paged.read_block`.
-        positions: As for `attend`.
-        size: The number of blocks, and the least number of queries of a head.
+        queries: As for `Attend`.
+        cache: `[pages page_size kv_heads head_dim]`, of both.
+        table: As for `Attend`.
+        positions: As for `Attend`.
+        ends: As for `Attend`.
+        is_fused: By cuDNN's kernel.
     """
     rows, time, kv_heads, groups, head_dim = queries.shape
-    num_blocks, least = size
-    spare = max(0, least - groups * time)
-    wide = -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
-    seen_up_to = jnp.pad(jnp.tile(positions, (1, groups)), ((0, 0), (0, spare)))
-    seen_up_to = seen_up_to[:, None, :, None]
-    by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)
-    by_head = by_head.reshape(rows, kv_heads, groups * time, head_dim)
-    by_head = jnp.pad(by_head, ((0, 0), (0, 0), (0, spare), (0, 0)))
 
-    def add_block(
-        nth: Int[Array, ""], carry: tuple[Array, Array, Array]
-    ) -> tuple[Array, Array, Array]:
-        best, mass, out = carry
-        block = read_block(*cache, where, rows, (nth, BLOCK))
-        block_keys, block_values = (leaf.astype(jnp.float32) for leaf in block)
-        scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
-        at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]
-        scores = jnp.where(at <= seen_up_to, scores, NEVER)
-        new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
-        kept = jnp.exp(best - new_best)
-        weights = jax.lax.optimization_barrier(jnp.exp(scores - new_best[..., None]))
-        padded = jnp.pad(block_values, ((0, 0),) * 3 + ((0, wide - head_dim),))
-        added = jnp.einsum("skqc,skcd->skqd", weights, padded)
-        new_mass = mass * kept + sum_last(weights)
-        return new_best, new_mass, out * kept[..., None] + added
+    def whole(pages: Pages) -> Float[Array, "rows context kv_heads head_dim"]:
+        mine = pages[:rows] if table is None else pages.at[table].get(mode="clip")
+        return mine.reshape(rows, -1, kv_heads, head_dim).astype(queries.dtype)
 
-    shape = by_head.shape[:3]
-    nothing = (
-        jnp.full(shape, NEVER, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, wide), jnp.float32),
+    keys, values = (whole(pages) for pages in cache)
+    at = jnp.arange(keys.shape[1], dtype=jnp.int32)
+    found: Array = jax.nn.dot_product_attention(
+        queries.reshape(rows, time, kv_heads * groups, head_dim),
+        keys,
+        values,
+        mask=at[None, None, None, :] <= positions[:, None, :, None],
+        key_value_seq_lengths=ends,
+        implementation="cudnn" if is_fused else "xla",
     )
-    _, mass, out = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
-    heads: Array = out[..., :head_dim] / mass[..., None]
-    by_group = heads[:, :, : groups * time].reshape(rows, kv_heads, groups, time, -1)
-    return by_group.transpose(0, 3, 1, 2, 4)
+    return found.reshape(queries.shape)

@@ -10,15 +10,16 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserver.core.config import MIN_CALL_TOKENS
+from jaxserver.core.ops.fp8 import Fp8Weight
 from jaxserver.core.ops.quantize import Int8Weight, int8_product
 from jaxserver.core.ops.widen import widen
 from jaxserver.core.sharding import constrain
 from jaxserver.ports.model import Axes
 
-Weight: TypeAlias = Float[Array, "*out_and_in"] | Int8Weight[Array]
+Weight: TypeAlias = Float[Array, "*out_and_in"] | Int8Weight[Array] | Fp8Weight[Array]
 """Of one product, `[*out *in]`."""
 
 
@@ -27,25 +28,54 @@ def linear(
     weight: Weight,
     bias: Float[Array, "*out"] | None = None,
 ) -> Float[Array, "tokens *out"]:
-    """`x @ weight.T + bias`, for however many axes input and output have."""
+    """`x @ weight.T + bias` in float32, for any number of axes of input and output."""
     chex.assert_axis_dimension_gteq(x, 0, MIN_CALL_TOKENS)
     flat = x.reshape(x.shape[0], -1)
-    if isinstance(weight, Int8Weight):
-        out, y = weight.scale.shape, int8_product(flat, weight)
+    if isinstance(weight, Int8Weight | Fp8Weight):
+        out, y = weight.scale.shape, _scaled_product(flat, weight)
     else:
         out, y = weight.shape[: weight.ndim - x.ndim + 1], _product(flat, weight)
     if bias is not None:
-        y = y + bias.reshape(1, -1).astype(x.dtype)
+        y = y + bias.reshape(1, -1).astype(y.dtype)
     return y.reshape(x.shape[0], *out)
 
 
+def _scaled_product(
+    x: Float[Array, "tokens in"], weight: Int8Weight[Array] | Fp8Weight[Array]
+) -> Float[Array, "tokens out"]:
+    if isinstance(weight, Int8Weight) and x.dtype == jnp.float32:
+        return int8_product(x, weight)
+    return _product(x, weight.values) * weight.scale.reshape(1, -1)
+
+
 def _product(
-    x: Float[Array, "tokens in"], weight: Float[Array, "*out_and_in"]
+    x: Float[Array, "tokens in"], weight: Shaped[Array, "*out_and_in"]
 ) -> Float[Array, "tokens out"]:
     flat = weight.reshape(-1, x.shape[1])
     if flat.dtype != x.dtype:
         flat = widen(lambda kept: kept.astype(x.dtype), flat, x[0, 0])
-    return jax.lax.dot_general(x, flat, (((1,), (1,)), ((), ())))
+    product: Array = jax.lax.dot_general(
+        x, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return product
+
+
+def read_rows(
+    table: Weight, tokens: Int[Array, " tokens"], dtype: str = "float32"
+) -> Float[Array, "tokens embed"]:
+    """Some rows of a table."""
+    if isinstance(table, Int8Weight | Fp8Weight):
+        # Of floats in 8 bits the compiler would widen the whole table first (CPU).
+        kept = jax.lax.bitcast_convert_type(table.values, jnp.int8)
+        bits = kept.at[tokens].get(mode="clip")
+        values = jax.lax.bitcast_convert_type(bits, table.values.dtype)
+        scale = table.scale.at[tokens].get(mode="clip")[:, None]
+        return (values.astype(jnp.float32) * scale).astype(dtype)
+
+    def read(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
+        return table.at[tokens].get(mode="clip").astype(dtype)
+
+    return read(table) if table.dtype == dtype else widen(read, table, tokens[0])
 
 
 def linear_on(

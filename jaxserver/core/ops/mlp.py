@@ -33,8 +33,8 @@ def gated_mlp(
     params: MlpParams[Array, Weight],
     mesh: Mesh | None = None,
 ) -> Float[Array, "tokens embed"]:
-    """`down(silu(gate(x)) * up(x))`."""
+    """`down(silu(gate(x)) * up(x))`, in float32."""
     up: Axes = (None, "mlp", "embed")
     both = linear_on(mesh, up, x, params.gate_up, params.gate_up_bias)
-    hidden = jax.nn.silu(both[:, 0]) * both[:, 1]
+    hidden = (jax.nn.silu(both[:, 0]) * both[:, 1]).astype(x.dtype)
     return linear_on(mesh, ("embed", "mlp"), hidden, params.down, params.down_bias)

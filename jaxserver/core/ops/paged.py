@@ -1,32 +1,52 @@
 """Reading and writing a cache that lies in pages.
 
-Keys lie `[pages, kv_heads, head_dim, page_size]` and values `[pages, kv_heads,
-page_size, head_dim]`: the layout in which decode attention is fastest on a CPU.
 Without a page table row i is page i, and nothing is gathered.
 """
+
+from typing import Literal, NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 PageTable = Int[Array, "rows pages_per_row"] | None
+Pages: TypeAlias = Shaped[Array, "pages _ _ _"]
+"""Keys or values, in the order of a layout."""
+Dimension: TypeAlias = Literal["pages", "page_size", "kv_heads", "head_dim"]
+
+
+class Layout(NamedTuple):
+    """In which order the dimensions of the cache lie; pages are always first."""
+
+    keys: tuple[Dimension, ...]
+    values: tuple[Dimension, ...]
+
+
+BY_HEAD = Layout(
+    keys=("pages", "kv_heads", "head_dim", "page_size"),
+    values=("pages", "kv_heads", "page_size", "head_dim"),
+)
+"""In which decode attention is fastest on a CPU."""
+BY_TOKEN = Layout(
+    keys=("pages", "page_size", "kv_heads", "head_dim"),
+    values=("pages", "page_size", "kv_heads", "head_dim"),
+)
+"""In which a token is written, and a whole row read, as it lies."""
 
 
 def write(
-    keys: Float[Array, "pages kv_heads head_dim page_size"],
-    values: Float[Array, "pages kv_heads page_size head_dim"],
+    keys: Pages,
+    values: Pages,
     new: tuple[
         Float[Array, "rows time kv_heads head_dim"],
         Float[Array, "rows time kv_heads head_dim"],
     ],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
     *,
+    layout: Layout = BY_HEAD,
     in_runs: bool = False,
-) -> tuple[
-    Float[Array, "pages kv_heads head_dim page_size"],
-    Float[Array, "pages kv_heads page_size head_dim"],
-]:
+) -> tuple[Pages, Pages]:
     """Puts new keys and values at their `(page, offset)`; those outside are dropped.
 
     A value that is no number is kept as 0 under a key that is NaN: whoever attends to
@@ -38,20 +58,30 @@ def write(
         values: The cache's values.
         new: Of the new tokens.
         places: See the function of that name.
-        in_runs: A row's tokens lie one after the other on one page, on one device.
+        layout: Of keys and values.
+        in_runs: A row's tokens lie one after the other on one page, on one device, and
+            one key alone lies scattered.
     """
     (new_keys, new_values), (page, offset) = new, places
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
     new_keys = jnp.where(is_sound & jnp.isfinite(new_keys), new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
     kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
-    # A key alone lies scattered (CPU), a row of them in runs.
     if in_runs and 1 < page.shape[1] <= keys.shape[3]:
         keys = _write_runs(keys, kept_keys, page, offset)
     else:
-        keys = keys.at[page, :, :, offset].set(kept_keys, mode="drop")
-    values = values.at[page, :, offset, :].set(kept_values, mode="drop")
+        keys = keys.at[_at(layout.keys, places)].set(kept_keys, mode="drop")
+    values = values.at[_at(layout.values, places)].set(kept_values, mode="drop")
     return keys, values
+
+
+def _at(
+    order: tuple[Dimension, ...],
+    places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
+) -> tuple[Array | slice, ...]:
+    """The index of all heads at some places."""
+    index = dict(zip(("pages", "page_size"), places, strict=True))
+    return tuple(index.get(dimension, slice(None)) for dimension in order)
 
 
 def _write_runs(

@@ -1,4 +1,6 @@
-"""Weights in int8 and activations in two bytes, whose products are exact.
+"""Weights in int8, and activations in two bytes, whose products are exact.
+
+In 16 bits a weight is read and multiplied as any other instead; see `linear`.
 
 The compiler joins a multiplication to an addition behind it where both meet in one
 loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
@@ -8,13 +10,14 @@ that a scale times an int8 is a float32.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from jaxserver.core.ops.unsigned_product import unsigned_product
 
@@ -63,16 +66,31 @@ def quantize(
     An output whose weights are not all finite gets a scale that is not finite either.
     """
     inner = tuple(range(num_out, weight.ndim))
+    values, scale = scaled(weight, inner, lambda most: _shortened(most / LARGEST))
+    np.rint(values, out=values)
+    sums = values.sum(inner, dtype=np.int32)
+    return Int8Weight(values=values.astype(np.int8), scale=scale, sums=sums)
+
+
+def scaled(
+    weight: Float[np.ndarray, "*out_and_in"],
+    inner: tuple[int, ...],
+    scale_of: Callable[[Float[np.ndarray, "*out"]], Float[np.ndarray, "*out"]],
+) -> tuple[Float[np.ndarray, "*out_and_in"], Float[np.ndarray, "*out"]]:
+    """A weight by its scales, and these; it is 0 where the scale is, or is no number.
+
+    Args:
+        weight: On the host.
+        inner: The dimensions that are its input.
+        scale_of: Makes each output's scale of the largest size of its weights.
+    """
     weight = weight.astype(np.float32, copy=False)
-    largest = np.maximum(weight.max(inner), -weight.min(inner))
-    scale = _shortened(largest / np.float32(LARGEST))
+    scale = scale_of(np.maximum(weight.max(inner), -weight.min(inner)))
     is_scaled = np.isfinite(scale) & (scale > 0)
     per_weight, where = (np.expand_dims(x, inner) for x in (scale, is_scaled))
     values = np.zeros(weight.shape, np.float32)
     np.divide(weight, per_weight, out=values, where=where)
-    np.rint(values, out=values)
-    sums = values.sum(inner, dtype=np.int32)
-    return Int8Weight(values=values.astype(np.int8), scale=scale, sums=sums)
+    return values, scale
 
 
 def _shortened(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
@@ -81,14 +99,6 @@ def _shortened(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
     bits = scale.view(np.uint32) + np.uint32(~SCALE_BITS & 0xFFFFFFFF)
     short = (bits & np.uint32(SCALE_BITS)).view(np.float32)
     return np.where(np.isfinite(scale), np.where(is_normal, short, 0), scale)
-
-
-def read_rows(
-    table: Int8Weight[Array], tokens: Int[Array, " tokens"]
-) -> Float[Array, "tokens embed"]:
-    """Some rows of a table, in float32."""
-    values = table.values.at[tokens].get(mode="clip").astype(jnp.float32)
-    return values * table.scale.at[tokens].get(mode="clip")[:, None]
 
 
 def int8_product(

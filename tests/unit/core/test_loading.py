@@ -13,13 +13,14 @@ from safetensors.numpy import load_file
 from jaxserver.adapters.checkpoints.safetensors import open_safetensors
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.loading import check_shapes, halves_apart, load_params, read_config
+from jaxserver.core.ops.fp8 import QUANTIZED
 from jaxserver.core.params import init_params
 from jaxserver.core.partition_rules import Rules
 from jaxserver.core.sharding import make_mesh
 from jaxserver.ports.errors import BrokenCheckpoint
 from jaxserver.ports.tensors import Checkpoint
 from tests.numerics.llama_files import NAMES, VARIANTS
-from tests.tiny import TINY_LLAMA, in_int8
+from tests.tiny import TINY_LLAMA, quantized
 
 HostArray = np.ndarray[Any, np.dtype[Any]]
 AXES = ("dp", "fsdp", "mp")
@@ -182,16 +183,17 @@ def test_shapes_are_compared_before_anything_is_read() -> None:
         check_shapes(endless, unread)
 
 
+@pytest.mark.parametrize("kept", QUANTIZED)
 @pytest.mark.parametrize("variant", NAMES)
-def test_weights_of_products_are_kept_in_int8_and_all_others_in_float32(
-    variant: str,
+def test_weights_of_products_are_kept_in_8_bits_and_all_others_in_float32(
+    variant: str, kept: str
 ) -> None:
     checkpoint = open_safetensors(VARIANTS / variant)
     config = read_config(checkpoint)
     rounded = load(config, checkpoint, ("bfloat16", "float32"))
-    found = load(config, checkpoint, ("bfloat16", "int8"))
-    chex.assert_trees_all_equal(found, in_int8(config, rounded), strict=True)
-    assert found.layers[0].mlp.gate_up.values.dtype == np.int8
+    found = load(config, checkpoint, ("bfloat16", kept))
+    chex.assert_trees_all_equal(found, quantized(config, rounded, kept), strict=True)
+    assert found.layers[0].mlp.gate_up.values.dtype == kept
     assert found.norm.dtype == np.float32
 
 
@@ -227,7 +229,7 @@ def test_scales_lie_where_the_outputs_of_their_weights_lie(
     found = load(TINY_LLAMA, checkpoint, ("float32", "int8"), shape)
     chex.assert_trees_all_equal(
         jax.tree.map(np.asarray, found),
-        jax.tree.map(np.asarray, in_int8(TINY_LLAMA, params)),
+        jax.tree.map(np.asarray, quantized(TINY_LLAMA, params)),
     )
     layer = found.layers[1]
     for weight in (found.embedding, layer.qkv, layer.out, layer.mlp.down):
@@ -252,7 +254,7 @@ def test_the_users_rules_say_where_a_weight_in_int8_and_its_scale_go() -> None:
     assert qkv.scale.sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("kept", ["float32", "int8"])
+@pytest.mark.parametrize("kept", ["float32", *QUANTIZED])
 def test_progress_counts_the_bytes_that_are_placed(kept: str) -> None:
     heard: list[tuple[str, int, int]] = []
     params = init_params(TINY_LLAMA, 4)

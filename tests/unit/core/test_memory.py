@@ -7,6 +7,7 @@ import pytest
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
+from jaxserver.core.ops.fp8 import FP8, QUANTIZED
 from jaxserver.core.params import (
     Weights,
     init_params,
@@ -17,7 +18,7 @@ from jaxserver.core.params import (
 )
 from jaxserver.core.sharding import make_mesh, named_sharding
 from jaxserver.core.transformer import transformer_fns
-from tests.tiny import TINY_LLAMA, in_int8
+from tests.tiny import TINY_LLAMA, quantized
 
 MAX_LEN = 200
 UNTIED = dataclasses.replace(
@@ -26,14 +27,14 @@ UNTIED = dataclasses.replace(
 
 
 def placed(mesh: jax.sharding.Mesh, dtype: str) -> Weights:
-    is_int8 = dtype == "int8"
-    params = init_params(UNTIED, 0, "float32" if is_int8 else dtype)
+    has_scales = dtype in QUANTIZED
+    params = init_params(UNTIED, 0, "float32" if has_scales else dtype)
     weights: Weights = jax.tree.map(
         lambda spec, leaf: jax.device_put(
             leaf, named_sharding(spec.axes, spec.shape, mesh)
         ),
         kept_as(param_specs(UNTIED), dtype),
-        in_int8(UNTIED, params) if is_int8 else params,
+        quantized(UNTIED, params, dtype) if has_scales else params,
         is_leaf=is_spec,
     )
     return weights
@@ -56,6 +57,7 @@ def bytes_on_one_device(tree: Any) -> int:
         ((1, 1, 1), "int8", 4),
         ((1, 2, 2), "int8", 4),
         ((1, 1, 4), "int8", 4),
+        ((1, 2, 2), FP8, 4),
     ],
 )
 def test_the_plan_is_what_is_allocated(

@@ -5,6 +5,7 @@ import chex
 import jax
 import numpy as np
 
+from jaxserver.core.ops.fp8 import FP8
 from jaxserver.core.params import ParamSpec, init_params, kept_as, leaves, param_specs
 from tests.tiny import TINY_LLAMA
 
@@ -70,3 +71,16 @@ def test_in_int8_what_is_multiplied_by_is_a_weight_scale_and_sums() -> None:
         assert (found[path].shape, found[path].axes) == out
         assert found[path].is_derived
     assert kept_as(plain, "bfloat16") == plain
+
+
+def test_in_fp8_what_is_multiplied_by_is_a_weight_and_scale() -> None:
+    in_int8, in_fp8 = (
+        {spec.path: spec for spec in leaves(kept_as(param_specs(BIASED), kept))}
+        for kept in ("int8", FP8)
+    )
+    assert {path for path in in_int8 if not path.endswith("sums")} == in_fp8.keys()
+    for path, spec in in_fp8.items():
+        is_int8 = in_int8[path].dtype == "int8"
+        kept = dataclasses.replace(spec, dtype="int8") if is_int8 else spec
+        assert (spec.dtype == FP8) == is_int8
+        assert kept == in_int8[path]

@@ -145,9 +145,9 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
         "a number from 0.1 to 86400",
     ),
     "quantize": (
-        ["auto", "none", "int8"],
+        ["auto", "none", "int8", "fp8"],
         ["fp3", "int4", None, False],
-        "one of auto, none, int8",
+        "one of auto, none, int8, fp8",
     ),
     "numerics": (["invariant", "fast"], ["exact", None], "one of invariant, fast"),
     "coordinator": ([None, "10.0.0.1:4000"], ["", 1], "HOST:PORT, or none"),

@@ -1,0 +1,135 @@
+"""Attention in a form whose bits do not depend on company (CPU)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxserver.core.ops.paged import PageTable, read_block
+from jaxserver.core.ops.sums import sum_last
+
+BLOCK = 128
+"""Cached positions looked at together; the cache's rows are multiples of it."""
+MIN_QUERIES = 4
+"""With fewer queries of a head, products take another path (CPU)."""
+VALUE_WIDTH = 64
+"""Heads are padded to a multiple of it, for the same reason."""
+ROWS = 4
+"""Rows that are looked at together: one alone is too little work at a time.
+
+Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
+"""
+NEVER = -1e30
+"""Score of a position that is not seen: a masked block then adds exactly nothing."""
+
+
+def attend_blocks(
+    queries: Float[Array, "rows time kv_heads groups head_dim"],
+    cache: tuple[
+        Float[Array, "pages kv_heads head_dim page_size"],
+        Float[Array, "pages kv_heads page_size head_dim"],
+    ],
+    table: PageTable,
+    positions: Int[Array, "rows time"],
+    ends: Int[Array, " rows"],
+    together: int | None = ROWS,
+) -> Float[Array, "rows time kv_heads groups head_dim"]:
+    """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
+
+    Each query sees the positions up to its own. A few rows go together, through as many
+    blocks from the first on as the longest of them needs: what a row costs does not
+    depend on rows far from it, and its bits depend on none.
+
+    Args:
+        queries: Of the new tokens, whose keys and values are in the cache already.
+        cache: Keys and values.
+        table: Pages of each row, or None.
+        positions: Of the queries.
+        ends: How many positions each row has to look at.
+        together: How many rows go together; None for all, wherever they lie: a device
+            may have few of them, which are padded as few are.
+    """
+    rows, groups = queries.shape[0], queries.shape[3]
+    num_blocks = (ends + BLOCK - 1) // BLOCK
+    is_enough = together is not None and together <= rows
+    least = MIN_QUERIES * (1 if is_enough else groups)
+    together = min(together or rows, rows)
+    # The last rows may go with some that have gone before, and are done again.
+    starts = [min(at, rows - together) for at in range(0, rows, together)]
+    new = rows - (len(starts) - 1) * together
+
+    def in_groups(leaf: Array) -> Array:
+        return jnp.stack([leaf[at : at + together] for at in starts])
+
+    def attend_group(group: tuple[Array, Array, Array, Array, PageTable]) -> Array:
+        queries, positions, num_blocks, first, table = group
+        most = jnp.max(num_blocks)
+        return _attend_rows(queries, cache, (first, table), positions, (most, least))
+
+    by_group = jax.lax.map(
+        attend_group,
+        (
+            *(in_groups(leaf) for leaf in (queries, positions, num_blocks)),
+            jnp.array(starts, jnp.int32),
+            None if table is None else in_groups(table),
+        ),
+    )
+    before = by_group[:-1].reshape(rows - new, *queries.shape[1:])
+    return jnp.concatenate([before, by_group[-1, together - new :]])
+
+
+def _attend_rows(
+    queries: Float[Array, "rows time kv_heads groups head_dim"],
+    cache: tuple[
+        Float[Array, "pages kv_heads head_dim page_size"],
+        Float[Array, "pages kv_heads page_size head_dim"],
+    ],
+    where: tuple[Int[Array, ""], PageTable],
+    positions: Int[Array, "rows time"],
+    size: tuple[Int[Array, ""], int],
+) -> Float[Array, "rows time kv_heads groups head_dim"]:
+    """Attention of some rows, through the same number of blocks each.
+
+    Args:
+        queries: As for `attend_blocks`.
+        cache: As for `attend_blocks`.
+        where: See `paged.read_block`.
+        positions: As for `attend_blocks`.
+        size: The number of blocks, and the least number of queries of a head.
+    """
+    rows, time, kv_heads, groups, head_dim = queries.shape
+    num_blocks, least = size
+    spare = max(0, least - groups * time)
+    wide = -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
+    seen_up_to = jnp.pad(jnp.tile(positions, (1, groups)), ((0, 0), (0, spare)))
+    seen_up_to = seen_up_to[:, None, :, None]
+    by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)
+    by_head = by_head.reshape(rows, kv_heads, groups * time, head_dim)
+    by_head = jnp.pad(by_head, ((0, 0), (0, 0), (0, spare), (0, 0)))
+
+    def add_block(
+        nth: Int[Array, ""], carry: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        best, mass, out = carry
+        block = read_block(*cache, where, rows, (nth, BLOCK))
+        block_keys, block_values = (leaf.astype(jnp.float32) for leaf in block)
+        scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
+        at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]
+        scores = jnp.where(at <= seen_up_to, scores, NEVER)
+        new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
+        kept = jnp.exp(best - new_best)
+        weights = jax.lax.optimization_barrier(jnp.exp(scores - new_best[..., None]))
+        padded = jnp.pad(block_values, ((0, 0),) * 3 + ((0, wide - head_dim),))
+        added = jnp.einsum("skqc,skcd->skqd", weights, padded)
+        new_mass = mass * kept + sum_last(weights)
+        return new_best, new_mass, out * kept[..., None] + added
+
+    shape = by_head.shape[:3]
+    nothing = (
+        jnp.full(shape, NEVER, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, wide), jnp.float32),
+    )
+    _, mass, out = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
+    heads: Array = out[..., :head_dim] / mass[..., None]
+    by_group = heads[:, :, : groups * time].reshape(rows, kv_heads, groups, time, -1)
+    return by_group.transpose(0, 3, 1, 2, 4)
