@@ -1,5 +1,6 @@
 """What can run a model: the native transformer, or a Flax class of transformers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -7,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from jax.sharding import Mesh
 
 from jaxserver.adapters.checkpoints.digest import files_digest
+from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_names import as_huggingface
 from jaxserver.adapters.flax_models.loading import empty_model
 from jaxserver.adapters.flax_models.models import FlaxModel, flax_model
@@ -28,6 +30,7 @@ from jaxserver.core.loading import (
 from jaxserver.core.ops.fp8 import FP8
 from jaxserver.core.params import kept_as, param_specs
 from jaxserver.core.partition_rules import Rules, param_specs_of, with_rules
+from jaxserver.core.speculative import Pair, with_draft_model
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import InvalidConfig, UnsupportedModel
@@ -83,20 +86,42 @@ def is_native(checkpoint: Checkpoint, config: ServerConfig) -> bool:
 
 
 def backend_of(
-    checkpoint: Checkpoint, config: ServerConfig, place: Place, compute: Compute
+    checkpoint: Checkpoint,
+    config: ServerConfig,
+    place: Place,
+    compute: Compute,
+    progress: Progress,
 ) -> Backend:
-    """What runs a checkpoint.
+    """What runs a checkpoint, and what guesses for it.
 
     Args:
         checkpoint: As it was found.
         config: Says which, if one is forced.
         place: Where it is to lie.
         compute: On what and in what it is computed.
+        progress: Hears how far downloading the smaller model is, if one guesses.
 
     Raises:
+        InvalidConfig: The smaller model does not go with the other.
         BrokenCheckpoint: A tensor is missing, surplus or of another shape.
         UnsupportedModel: It cannot be run so; says what can.
     """
+    backend = _alone(checkpoint, config, place, compute)
+    if not has_draft(config):
+        return backend
+    draft = open_checkpoint(locate(config.speculate, progress))
+    same = dataclasses.replace(config, max_length=backend.fns.max_len)
+    return with_draft(backend, _alone(draft, same, place, compute), config.speculate)
+
+
+def has_draft(config: ServerConfig) -> bool:
+    """A smaller model guesses tokens."""
+    return config.speculate not in ("ngram", "none")
+
+
+def _alone(
+    checkpoint: Checkpoint, config: ServerConfig, place: Place, compute: Compute
+) -> Backend:
     if is_native(checkpoint, config):
         return _native(checkpoint, config, place, compute)
     dtype = compute.dtype
@@ -111,6 +136,36 @@ def backend_of(
 
     digest = functools.partial(files_digest, checkpoint.files)
     return Backend("flax", flax.fns, specs, place, dtype, load, digest, flax.end_ids)
+
+
+def with_draft(backend: Backend, draft: Backend, name: str) -> Backend:
+    """The same model, for which a smaller one guesses tokens.
+
+    Args:
+        backend: The model.
+        draft: The smaller one, made for the same `max_length`.
+        name: What the configuration calls it.
+
+    Raises:
+        InvalidConfig: The two do not go together.
+    """
+    fns, other = backend.fns, draft.fns
+    if fns.chunk is not None or other.chunk is not None:
+        allowed = "ngram or none where a Flax class runs the model or the draft"
+        raise InvalidConfig("speculate", name, allowed)
+    if fns.vocab_size != other.vocab_size:
+        got = f"{name}, with a vocabulary of {other.vocab_size}"
+        allowed = f"a model with the vocabulary of the one served, {fns.vocab_size}"
+        raise InvalidConfig("speculate", got, allowed)
+    if other.max_len < fns.max_len:
+        got = f"{name}, made for {other.max_len} tokens"
+        raise InvalidConfig("speculate", got, f"a model for {fns.max_len} tokens")
+
+    def load(progress: Progress) -> Params:
+        return Pair(backend.load(progress), draft.load(progress))
+
+    specs = Pair(backend.specs, draft.specs)
+    return backend._replace(fns=with_draft_model(fns, other), specs=specs, load=load)
 
 
 def backend_in_memory(

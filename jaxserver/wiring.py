@@ -40,10 +40,11 @@ from jaxserver.backends import (
     Place,
     backend_in_memory,
     backend_of,
+    has_draft,
     is_native,
 )
 from jaxserver.core.compute import Compute
-from jaxserver.core.config import EngineConfig
+from jaxserver.core.config import MIN_CALL_TOKENS, EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves
@@ -66,6 +67,9 @@ from jaxserver.ports.tokenizer import Tokenizer
 LOGGER = logging.getLogger("jaxserver")
 DEFAULT_SLOTS = {"cpu": 8}
 ACCELERATOR_SLOTS = 32
+FREE_TOKENS = {"cpu": MIN_CALL_TOKENS}
+ACCELERATOR_FREE_TOKENS = 32
+"""So few that a step takes as long as its weights take to be read."""
 
 
 Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
@@ -99,7 +103,8 @@ Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
 def plan(config: ServerConfig) -> MemoryPlan:
     """What `load_model` will take, from the checkpoint's header."""
     checkpoint = open_checkpoint(locate(config.model, no_progress))
-    backend = backend_of(checkpoint, config, _place(config), _compute(config))
+    place, compute = _place(config), _compute(config)
+    backend = backend_of(checkpoint, config, place, compute, no_progress)
     return _plan(config, backend, _engine(config, backend))
 
 
@@ -115,7 +120,7 @@ def load_model(
     """
     place = _place(config, partition_rules)
     checkpoint = open_checkpoint(locate(config.model, progress))
-    backend = backend_of(checkpoint, config, place, _compute(config))
+    backend = backend_of(checkpoint, config, place, _compute(config), progress)
     return _made(config, backend, *_read_parts(checkpoint), progress)
 
 
@@ -195,6 +200,9 @@ def _made(
     settings: str | None,
     progress: Progress,
 ) -> Model:
+    if has_draft(config) and backend.fns.guess is None:
+        allowed = "ngram or none for a model that is run by its Flax class"
+        raise InvalidConfig("speculate", config.speculate, allowed)
     engine = _engine(config, backend)
     dtypes = (DTYPES[config.dtype], backend.kept, _compute(config).dtype)
     if len(set(dtypes)) > 1:
@@ -344,6 +352,7 @@ def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
         tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
         pages=config.num_pages,
         # Between processes the order of a sum goes by the size of what is summed up.
+        free_tokens=FREE_TOKENS.get(platform, ACCELERATOR_FREE_TOKENS),
         speculates=config.speculate != "none",
         prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
     )

@@ -10,6 +10,8 @@ MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
 MAX_SCORED = 128
 """Most tokens whose logits are there at once."""
+MAX_DRAFTS = 3
+"""Most guessed tokens that a decode step runs in a row."""
 PREFILL_LENGTHS = (16, 32, 128)
 """Padded lengths of a prefill chunk: 128 reach the matrix rate, 16 delay the least."""
 
@@ -91,6 +93,8 @@ class EngineConfig:
         is_fast: Nobody minds if bits depend on how a token was run.
         prefix_cache: Prompts that begin alike share what was made of the beginning.
         speculates: Tokens are guessed where running them costs nothing.
+        free_tokens: So many tokens of a decode step cost no more than one: at least
+            the fewest that a call has, which are padded to.
         ageing_seconds: A request that has waited so long is as urgent as one of the
             next lower priority.
     """
@@ -108,6 +112,7 @@ class EngineConfig:
     is_fast: bool = False
     prefix_cache: bool = True
     speculates: bool = True
+    free_tokens: int = MIN_CALL_TOKENS
     ageing_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -159,13 +164,13 @@ class EngineConfig:
     def drafts(self, rows: int) -> int:
         """How many guessed tokens a decode step of so many slots runs in each.
 
-        As many as fit beside their last ones into the fewest tokens that a call has:
-        what would be padding. None where a token's bits depend on how it was run.
+        As many as cost nothing beside their last ones, and none where a token's bits
+        depend on how it was run.
         """
         if self.chunk is not None or not self.speculates:
             return 0
-        spare = MIN_CALL_TOKENS // rows - 1
-        return max(0, min(spare, self.max_stream_tokens - 1))
+        spare = self.free_tokens // rows - 1
+        return max(0, min(spare, MAX_DRAFTS, self.max_stream_tokens - 1))
 
     @property
     def shares_prefixes(self) -> bool:

@@ -11,7 +11,7 @@ from jaxserver.core.decode_state import DecodeState, RowArrays
 from jaxserver.core.processors import Processing
 from jaxserver.core.sampling import Choice
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.speculative import look_up
+from jaxserver.core.speculative import with_guesses
 from jaxserver.core.steps import RUNNING, UNSOUND, Outcome, choose_next, ends_of
 from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
@@ -57,12 +57,11 @@ class _Run(NamedTuple):
     """Tokens that one step has run, and what came of them.
 
     Attributes:
-        tokens: Of each row its last one, then guesses.
-        length: How many of them were run.
+        batch: Of each row its last one, then guesses.
+        logits: After each of them.
     """
 
-    tokens: Int[Array, "rows time"]
-    length: Int[Array, " rows"]
+    batch: TokenBatch
     logits: Float[Array, "rows time vocab"]
 
 
@@ -147,30 +146,20 @@ def _run(
     """Runs each row's last token, and after it as many guesses as there is room for."""
     (mine, table), (most, drafts), (state, outcome) = given, size, progress
     rows, max_len = outcome.counts.shape[0], state.tokens.shape[1]
-    lengths = state.lengths[:rows]
+    lengths, cache = state.lengths[:rows], state.cache
     held = jnp.maximum(lengths - 1, 0)
     slots = jnp.arange(rows, dtype=jnp.int32)
     tokens = state.tokens[slots, jnp.minimum(held, max_len - 1)][:, None]
-    length = _wanting(progress, most).astype(jnp.int32)
+    wanted = _wanting(progress, most).astype(jnp.int32)
+    batch = TokenBatch(tokens, held, wanted, table, jnp.zeros((rows, 1), jnp.int32))
     if drafts:
         history = History(state.tokens[:rows], mine.prompt_length, lengths)
-        draft = look_up(history, drafts)
-        tokens = jnp.concatenate([tokens, draft.tokens], axis=1)
         room = jnp.minimum(most - outcome.counts, mine.limit - lengths)
-        length *= 1 + jnp.clip(draft.length, 0, jnp.maximum(room - 1, 0))
-    reads = jnp.arange(1 + drafts, dtype=jnp.int32)[None, :]
-    logits, cache = fns.extend(
-        params,
-        state.cache,
-        TokenBatch(
-            tokens=tokens,
-            start=held,
-            length=length,
-            page_table=table,
-            logits_at=jnp.broadcast_to(reads, tokens.shape),
-        ),
-    )
-    return _Run(tokens, length, logits), cache
+        useful = wanted * jnp.clip(room - 1, 0, drafts)
+        last = (batch, history, useful)
+        batch, cache = with_guesses(fns, params, cache, last, drafts)
+    logits, cache = fns.extend(params, cache, batch)
+    return _Run(batch, logits), cache
 
 
 def _choose(
@@ -182,8 +171,8 @@ def _choose(
     """
     most, progress = given
     progress = progress._replace(state=progress.state._replace(cache=()))
-    time = run.tokens.shape[1]
-    guesses = jnp.maximum(run.length - 1, 0)
+    tokens, guesses = run.batch.tokens, jnp.maximum(run.batch.length - 1, 0)
+    time = tokens.shape[1]
 
     def goes_on(walk: _Walk) -> Bool[Array, ""]:
         return jnp.any(walk.wanted)
@@ -193,13 +182,13 @@ def _choose(
         logits = jax.lax.dynamic_index_in_dim(run.logits, nth, 1, keepdims=False)
         after, choice = _choose_one(fns, mine, logits, (wanted, before))
         following = jnp.minimum(nth + 1, time - 1)
-        guess = jax.lax.dynamic_index_in_dim(run.tokens, following, 1, keepdims=False)
+        guess = jax.lax.dynamic_index_in_dim(tokens, following, 1, keepdims=False)
         is_right = wanted & (nth < guesses) & (choice.token == guess)
         accepted = after.outcome.accepted + is_right.astype(jnp.int32)
         after = after._replace(outcome=after.outcome._replace(accepted=accepted))
         return _Walk(nth + 1, is_right & _wanting(after, most), after)
 
-    first = _Walk(jnp.int32(0), run.length > 0, progress)
+    first = _Walk(jnp.int32(0), run.batch.length > 0, progress)
     done = jax.lax.while_loop(goes_on, choose, first) if time > 1 else choose(first)
     outcome = done.progress.outcome
     counted = outcome._replace(

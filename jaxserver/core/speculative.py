@@ -5,13 +5,14 @@ from the logits as if there had been none; those after the first that was guesse
 are thrown away. So a guess changes what an answer costs, and never the answer.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxserver.core.sampling_arrays import History
+from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 
 LONGEST_MATCH = 4
 """A longer run of equal tokens is no better a reason to go on as there."""
@@ -22,6 +23,39 @@ class Draft(NamedTuple):
 
     tokens: Int[Array, "*rows drafts"]
     length: Int[Array, "*rows"]
+
+
+def with_guesses(
+    fns: ModelFns,
+    params: Params,
+    cache: Cache,
+    given: tuple[TokenBatch, History, Int[Array, " rows"]],
+    count: int,
+) -> tuple[TokenBatch, Cache]:
+    """Appends guesses to the last tokens of some rows, whose logits are all wanted.
+
+    Args:
+        fns: The model.
+        params: Its weights.
+        cache: Where a model that guesses may keep something.
+        given: The last tokens, what the rows hold, and how many guesses each has use
+            for.
+        count: The most of those.
+    """
+    batch, history, useful = given
+    if fns.guess is None:
+        draft = look_up(history, count)
+    else:
+        tokens, cache = fns.guess(params, cache, batch._replace(length=useful), count)
+        draft = Draft(tokens, jnp.full_like(useful, count))
+    tokens = jnp.concatenate([batch.tokens, draft.tokens], axis=1)
+    reads = jnp.arange(1 + count, dtype=jnp.int32)[None, :]
+    longer = batch._replace(
+        tokens=tokens,
+        length=batch.length + jnp.minimum(draft.length, useful),
+        logits_at=jnp.broadcast_to(reads, tokens.shape),
+    )
+    return longer, cache
 
 
 def look_up(history: History, count: int) -> Draft:
@@ -57,3 +91,74 @@ def _look_up_row(history: History, count: int) -> Draft:
     ahead = jnp.arange(count, dtype=jnp.int32) % period
     following = tokens.at[best + 1 + ahead].get(mode="clip")
     return Draft(following, jnp.where(is_found, count, 0).astype(jnp.int32))
+
+
+class Pair(NamedTuple):
+    """Weights, or caches, of a model and of the smaller one that guesses for it."""
+
+    model: Any
+    draft: Any
+
+
+def with_draft_model(model: ModelFns, draft: ModelFns) -> ModelFns:
+    """A model for which a smaller one guesses (Leviathan et al. 2023).
+
+    Both run the same tokens and share pages, so that whoever finds a beginning of a
+    prompt finds it in both; weights and cache are a `Pair`. A guess is the likeliest
+    token.
+
+    Args:
+        model: Chooses every token.
+        draft: Of the same vocabulary and the same pages.
+    """
+
+    def init_cache(num_pages: int) -> Cache:
+        return Pair(model.init_cache(num_pages), draft.init_cache(num_pages))
+
+    def extend(
+        params: Params, cache: Cache, batch: TokenBatch
+    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+        logits, run = model.extend(params.model, cache.model, batch)
+        unread = batch._replace(logits_at=batch.logits_at[:, :1])
+        _, run_beside = draft.extend(params.draft, cache.draft, unread)
+        return logits, Pair(run, run_beside)
+
+    def copy_pages(
+        cache: Cache,
+        source: Int[Array, " copies"],
+        target: Int[Array, " copies"],
+        length: Int[Array, " copies"],
+    ) -> Cache:
+        return Pair(
+            model.copy_pages(cache.model, source, target, length),
+            draft.copy_pages(cache.draft, source, target, length),
+        )
+
+    def guess(
+        params: Params, cache: Cache, batch: TokenBatch, count: int
+    ) -> tuple[Int[Array, "rows count"], Cache]:
+        def guess_one(
+            carry: tuple[Cache, Int[Array, " rows"]], nth: Int[Array, ""]
+        ) -> tuple[tuple[Cache, Int[Array, " rows"]], Int[Array, " rows"]]:
+            kept, token = carry
+            step = batch._replace(
+                tokens=token[:, None],
+                start=batch.start + nth,
+                length=(nth < batch.length).astype(jnp.int32),
+            )
+            logits, kept = draft.extend(params.draft, kept, step)
+            following = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
+            return (kept, following), following
+
+        first = (cache.draft, batch.tokens[:, 0])
+        steps = jnp.arange(count, dtype=jnp.int32)
+        (kept, _), guesses = jax.lax.scan(guess_one, first, steps)
+        return guesses.T, cache._replace(draft=kept)
+
+    return model._replace(
+        init_cache=init_cache,
+        extend=extend,
+        copy_pages=copy_pages,
+        token_axes=Pair(model.token_axes, draft.token_axes),
+        guess=guess,
+    )

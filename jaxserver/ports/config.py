@@ -168,9 +168,10 @@ class ServerConfig:
     )
     speculate: str = _key(
         "ngram",
-        _one_of("ngram", "none"),
+        _text("ngram, none, or a model as for `model`"),
         "Guess tokens where running them costs nothing, which changes no answer; "
-        "ngram: those that followed the newest ones before.",
+        "ngram: those that followed the newest ones before; else a smaller model with "
+        "the same vocabulary that guesses.",
     )
     page_size: int | None = _key(
         None,

@@ -85,6 +85,18 @@ class Encode(Protocol):
         ...
 
 
+class Guess(Protocol):
+    def __call__(
+        self, params: Params, cache: Cache, batch: TokenBatch, count: int
+    ) -> tuple[Int[Array, "rows count"], Cache]:
+        """Guesses the next tokens of some rows, in a cheaper way than running them.
+
+        The batch has each row's last token; its `length` says how many guesses a row
+        has use for. What is kept of them is written again when they are run.
+        """
+        ...
+
+
 class AnswerRules(NamedTuple):
     """What a model's own settings demand of every answer, whatever a request says.
 
@@ -123,6 +135,8 @@ class ModelFns(NamedTuple):
         decoder_prompt: What the decoder reads before its answer, where there is an
             encoder.
         rules: What every answer has to keep to.
+        guess: Guesses the tokens that a decode step runs ahead; None where a row's own
+            tokens say enough.
         processors: Steps of choosing that requests may ask for, with their names.
         token_axes: Of each leaf of the cache, in the same tree, which dimension of a
             page counts its tokens; None where pages are not to be taken out.
@@ -140,5 +154,6 @@ class ModelFns(NamedTuple):
     encoder_lengths: tuple[int, ...] = ()
     decoder_prompt: tuple[int, ...] = ()
     rules: AnswerRules = AnswerRules()
+    guess: Guess | None = None
     processors: tuple[tuple[str, LogitsProcessor], ...] = ()
     token_axes: Any = None

@@ -14,12 +14,15 @@ from jaxserver import JAXServer, wiring
 from jaxserver.core.params import TransformerParams
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, InvalidConfig, UnsupportedModel
+from jaxserver.ports.types import GenerationRequest, SamplingParams
 from tests.contract import tiny_tokenizers
+from tests.engines import Records
+from tests.fakes import known
 from tests.flax_answers import tokenizer as flax_tokenizer
 from tests.flax_folders import flat, random_flax, save
 from tests.tiny_flax import TinyFlax
 from tests.unit.adapters.checkpoints.files import write_gguf
-from tests.unit.test_wiring import next_logits, nobody, write_model
+from tests.unit.test_wiring import VOCAB, next_logits, nobody, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
 CONFIG = ServerConfig(slots=2, max_length=48, mesh_axes_shape=(1, 1, 1), dtype="fp32")
@@ -159,3 +162,65 @@ def test_pytorchs_own_files_answer_as_safetensors_do(kind: str, tmp_path: Path) 
         found = jax.tree.leaves(load(config, nobody).params)
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def answer(model: wiring.Model, config: ServerConfig) -> tuple[list[int], int]:
+    """Tokens, and how many of them a smaller model had guessed."""
+    compiled = wiring.compile_model(model, config, nobody)
+    engine = wiring.start_engine(model, compiled, config, Records(), known())
+    sampling = SamplingParams(greedy=True, max_new_tokens=24, ignore_eos=True)
+    try:
+        chunks = list(
+            engine.generate(GenerationRequest(prompt="fox", sampling=sampling))
+        )
+        accepted = engine.loop.stats.accepted_tokens
+    finally:
+        engine.close(5.0)
+    return [token for chunk in chunks for token in chunk.token_ids], accepted
+
+
+def test_a_smaller_model_guesses_and_the_answers_stay(tmp_path: Path) -> None:
+    folder = write_model(made(tmp_path / "model"))
+    draft = write_model(made(tmp_path / "draft"))
+    config = dataclasses.replace(CONFIG, model=str(folder), speculate=str(draft))
+    alone = dataclasses.replace(config, speculate="none")
+    models = [wiring.load_model(one, nobody) for one in (config, alone)]
+    assert models[0].plan.weights_bytes_per_device == 2 * (
+        models[1].plan.weights_bytes_per_device
+    )
+    assert models[0].fns.guess is not None
+    (found, accepted), (expected, none) = (answer(m, config) for m in models)
+    assert found == expected
+    assert accepted > none == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"vocab_size": 99}, "with a vocabulary of 99"),
+        ({"vocab_size": VOCAB, "max_position_embeddings": 16}, "made for 16 tokens"),
+    ],
+)
+def test_a_draft_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    folder = write_model(made(tmp_path / "model"))
+    tiny = random_flax("llama", **change)
+    draft = write(tiny, made(tmp_path / "draft")).model
+    config = dataclasses.replace(CONFIG, model=str(folder), speculate=draft)
+    with pytest.raises(InvalidConfig, match="speculate") as caught:
+        wiring.load_model(config, nobody)
+    assert expected in str(caught.value)
+
+
+def test_a_flax_class_has_no_draft(tmp_path: Path) -> None:
+    draft = write_model(made(tmp_path / "draft"))
+    tiny = random_flax("gpt2")
+    config = write(tiny, made(tmp_path / "model"), speculate=str(draft))
+    with pytest.raises(InvalidConfig, match="speculate"):
+        wiring.load_model(config, nobody)

@@ -126,7 +126,11 @@ RULES: dict[str, tuple[list[Any], list[Any], str]] = {
     ),
     "max_queue": ends(0),
     "prefix_cache": SWITCH,
-    "speculate": (["ngram", "none"], ["", "model", None], "one of ngram, none"),
+    "speculate": (
+        ["ngram", "none", "some/model", "a.gguf"],
+        ["", None, 1],
+        "ngram, none, or a model as for `model`",
+    ),
     "page_size": (
         [None, 16, 128, 1024],
         [0, 8, 17, 2048, True, "16"],
