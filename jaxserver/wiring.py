@@ -42,7 +42,7 @@ from jaxserver.backends import (
     backend_of,
     is_native,
 )
-from jaxserver.core.compute import Compute
+from jaxserver.core.compute import Compute, compute_on
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
@@ -372,10 +372,9 @@ def _said(plan: MemoryPlan) -> MemoryPlan:
 
 
 def _compute(config: ServerConfig) -> Compute:
-    """A CPU has no fast 16-bit arithmetic."""
-    platform = jax.devices()[0].platform
-    dtype = "float32" if platform == "cpu" else DTYPES[config.dtype]
-    return Compute(platform=platform, dtype=dtype)
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", "")
+    return compute_on(device.platform, capability, DTYPES[config.dtype])
 
 
 def _keep_compiled_code() -> None:
