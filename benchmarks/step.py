@@ -26,6 +26,7 @@ import numpy as np
 from jaxserver import wiring
 from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.core.ops.attention_blocks import attend_blocks
+from jaxserver.core.ops.fp8 import Fp8Weight
 from jaxserver.core.ops.linear import linear
 from jaxserver.core.ops.norms import rms_norm
 from jaxserver.core.ops.quantize import Int8Weight
@@ -136,8 +137,9 @@ class Measured:
     ) -> Part:
         tokens = tokens or self.x.shape[0]
         is_int8 = isinstance(weight, Int8Weight)
-        values = weight.values if is_int8 else weight
-        num_out = weight.scale.ndim if is_int8 else OUTPUT_AXES.get(name, 1)
+        has_scale = is_int8 or isinstance(weight, Fp8Weight)
+        values = weight.values if has_scale else weight
+        num_out = weight.scale.ndim if has_scale else OUTPUT_AXES.get(name, 1)
         x = jnp.ones((tokens, *values.shape[num_out:]), jnp.float32)
         operations = 2 * tokens * values.size * (2 if is_int8 else 1)
         return self._part(name, count, linear, (x, weight), operations)

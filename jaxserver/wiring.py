@@ -43,7 +43,7 @@ from jaxserver.backends import (
     has_draft,
     is_native,
 )
-from jaxserver.core.compute import Compute
+from jaxserver.core.compute import Compute, compute_on
 from jaxserver.core.config import MIN_CALL_TOKENS, EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
@@ -382,10 +382,9 @@ def _said(plan: MemoryPlan) -> MemoryPlan:
 
 
 def _compute(config: ServerConfig) -> Compute:
-    """A CPU has no fast 16-bit arithmetic."""
-    platform = jax.devices()[0].platform
-    dtype = "float32" if platform == "cpu" else DTYPES[config.dtype]
-    return Compute(platform=platform, dtype=dtype)
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", "")
+    return compute_on(device.platform, capability, DTYPES[config.dtype])
 
 
 def _keep_compiled_code() -> None:

@@ -2,15 +2,19 @@
 
 import dataclasses
 
+AMPERE = 8
+"""Major number of that generation's compute capability."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """The one place that says so; what is said holds for all functions of a model.
 
     Attributes:
-        platform: As JAX names it: `cpu`, `gpu` or `tpu`.
-        dtype: Of activations and of both factors of a product. Sums of products,
-            norms, softmax and logits are float32 whatever it is.
+        platform: `cpu`; `cuda`, a GPU that kernels are written for, which are NVIDIA's
+            from Ampere on; or any other that JAX has.
+        dtype: Of activations and of both factors of a product, which have all of its
+            bits. Sums of products, norms, softmax and logits are float32 in any case.
         is_interpreted: Kernels are interpreted, where the platform is not at hand.
     """
 
@@ -18,5 +22,27 @@ class Compute:
     dtype: str = "float32"
     is_interpreted: bool = False
 
+    @property
+    def rounds_float32(self) -> bool:
+        """Unless JAX is told otherwise, the factors of products in float32 are cut."""
+        return self.platform != "cpu" and self.dtype == "float32"
+
 
 ON_CPU = Compute()
+
+
+def compute_on(platform: str, capability: str, dtype: str) -> Compute:
+    """What suits a device, where the model is of a type.
+
+    A CPU has no fast 16-bit arithmetic.
+
+    Args:
+        platform: As JAX names it: `cpu`, `gpu`, `tpu`.
+        capability: What the device says of its own: NVIDIA's GPUs a number.
+        dtype: Of the model.
+    """
+    if platform == "cpu":
+        return ON_CPU
+    generation = capability.split(".")[0]
+    has_kernels = generation.isdigit() and int(generation) >= AMPERE
+    return Compute(platform="cuda" if has_kernels else platform, dtype=dtype)

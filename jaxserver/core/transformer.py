@@ -74,11 +74,14 @@ def transformer_fns(
     form = attention(compute, config.head_dim, mesh)
     table, layout = rope_table(config, max_len), form.layout
     build = Build(config, table, mesh, compute.dtype, form)
+    run = functools.partial(extend, build)
+    if compute.rounds_float32:
+        run = jax.default_matmul_precision("highest")(run)
     return ModelFns(
         init_cache=functools.partial(
             init_cache, config, page_size=page_size, dtype=cache_dtype, layout=layout
         ),
-        extend=functools.partial(extend, build),
+        extend=run,
         copy_pages=functools.partial(copy_pages, layout=layout),
         cache_axes=lambda shape: kv_axes(layout),
         token_axes=token_axes(config.num_layers, layout),

@@ -15,13 +15,14 @@ from jaxserver.core.compute import ON_CPU, Compute
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.ops.fp8 import FP8
+from jaxserver.ports.model import TokenBatch
 from jaxserver.ports.types import SamplingParams
 from tests.rows import HostArray, run_in_pieces
 from tests.stepping import Part, Stepper, Wish, drawn
 from tests.tiny import TINY_LLAMA, TinyModel, tiny_model
 
 MODEL = dataclasses.replace(TINY_LLAMA, head_dim=16, attention_bias=True, tied=False)
-GPU = Compute(platform="gpu", is_interpreted=True)
+GPU = Compute(platform="cuda", is_interpreted=True)
 TPU = Compute(platform="tpu")
 MAX_LEN, LENGTH = 256, 150
 ENGINE = EngineConfig(slots=2, max_len=MAX_LEN, max_stream_tokens=8)
@@ -65,8 +66,10 @@ def greedy(model: TinyModel) -> list[list[int]]:
     return found
 
 
-@platforms
-@pytest.mark.parametrize("kept", ["float32", "int8", FP8])
+@pytest.mark.parametrize(
+    ("compute", "kept"),
+    [(GPU, "float32"), (GPU, FP8), (TPU, "float32"), (TPU, "int8")],
+)
 def test_in_float32_answers_are_those_of_a_cpu(compute: Compute, kept: str) -> None:
     expected = greedy(model_of(ON_CPU, kept))
     assert len(set(expected[0])) > 10
@@ -96,3 +99,37 @@ def test_in_16_bits_logits_are_float32_and_nearly_those_of_a_cpu(
     assert found.dtype == np.float32
     error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
     assert 0 < error < 0.05
+
+
+def code_of(compute: Compute, kept: str, time: int) -> str:
+    """As far as JAX makes it without the device, which for cuDNN is not at all."""
+    model = model_of(compute, kept, page_size=16)
+    arrays: dict[str, Any] = dict(
+        tokens=np.zeros((2, time), np.int32),
+        start=np.zeros(2, np.int32),
+        length=np.zeros(2, np.int32),
+        page_table=np.zeros((2, MAX_LEN // 16), np.int32),
+        logits_at=np.zeros((2, 1), np.int32),
+    )
+    extend: Any = jax.jit(model.fns.extend)
+    traced = extend.trace(model.params, model.fns.init_cache(8), TokenBatch(**arrays))
+    lowered: str = traced.lower(lowering_platforms=(compute.platform,)).as_text()
+    return lowered
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "int8", FP8])
+@pytest.mark.parametrize(("platform", "time"), [("cuda", 1), ("tpu", 1), ("tpu", 32)])
+def test_what_is_built_is_code_for_its_platform(
+    platform: str, time: int, kept: str
+) -> None:
+    code = code_of(Compute(platform=platform, dtype="bfloat16"), kept, time)
+    assert ("triton" in code) == (platform == "cuda")
+    assert "HIGHEST" not in code
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_in_float32_factors_keep_all_their_bits(platform: str) -> None:
+    code = code_of(Compute(platform=platform), "float32", 32)
+    products = [line for line in code.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products)

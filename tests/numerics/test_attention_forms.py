@@ -168,8 +168,9 @@ def test_a_form_is_chosen_by_platform_shape_and_mesh() -> None:
 
     mesh = make_mesh((1, 2, 1), ("dp", "fsdp", "mp"), jax.devices()[:2])
     assert form("cpu").layout is BY_HEAD
-    for other in (form("gpu"), form("tpu"), form("gpu", 96), form("gpu", mesh=mesh)):
+    for other in (form("cuda"), form("tpu"), form("cuda", 96), form("cuda", mesh=mesh)):
         assert other.layout is BY_TOKEN
-    assert [has_kernel(form("gpu"), time) for time in (1, 8, 9)] == [True, True, False]
-    assert not has_kernel(form("tpu"), 1)
-    assert not has_kernel(form("gpu", mesh=mesh), 1)
+    assert [has_kernel(form("cuda"), time) for time in (1, 8, 9)] == [True, True, False]
+    assert has_kernel(form("cuda", mesh=mesh), 1)
+    for other in ("tpu", "gpu"):
+        assert not has_kernel(form(other), 1)

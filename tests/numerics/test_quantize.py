@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from jaxserver.core.ops.fp8 import QUANTIZED
 from jaxserver.core.ops.linear import linear, read_rows
 from jaxserver.core.ops.quantize import (
     LARGEST,
@@ -181,7 +182,8 @@ def test_a_row_has_the_same_bits_among_any_number_of_others() -> None:
         np.testing.assert_array_equal(first(count), whole[:count])
 
 
-def test_a_model_as_wide_as_the_default_one_keeps_its_bits() -> None:
+@pytest.mark.parametrize("kept", QUANTIZED)
+def test_a_model_as_wide_as_the_default_one_keeps_its_bits(kept: str) -> None:
     config = dataclasses.replace(
         TINY_LLAMA,
         num_layers=1,
@@ -191,7 +193,7 @@ def test_a_model_as_wide_as_the_default_one_keeps_its_bits() -> None:
         num_kv_heads=3,
         head_dim=64,
     )
-    model = tiny_model(config, kept="int8")
+    model = tiny_model(config, kept=kept)
     tokens = np.random.default_rng(0).integers(0, 64, 200).astype(np.int32)
     whole = run_in_pieces(model, tokens, [], 256)
     assert np.ptp(whole) > 1

@@ -12,6 +12,7 @@ from transformers.models.auto import modeling_flax_auto as auto
 
 from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.models import flax_model
+from jaxserver.core.compute import Compute
 from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps, on_devices
 from jaxserver.core.kv_cache import cache_dtype
@@ -40,6 +41,8 @@ NATIVE: dict[str, ModelConfig] = {
     FEW_HEADS: TINY_LLAMA,
     INT8: dataclasses.replace(TINY_LLAMA, num_heads=16, num_kv_heads=8, embed=64),
 }
+ON_GPUS = "native, built for GPUs"
+"""Kernels are interpreted."""
 FLAX: dict[str, dict[str, int]] = {
     "gpt2": {"n_head": 8},
     "llama": {"num_attention_heads": 8, "num_key_value_heads": 8},
@@ -67,14 +70,14 @@ class Tiny(NamedTuple):
 
 
 def tiny(kind: str, shape: Shape) -> Tiny:
-    """One of `NATIVE` or `FLAX`, its weights and its rows cut as the mesh says."""
+    """One of those, its weights and its rows cut as the mesh says."""
     devices = jax.devices()[: 1 if shape == ONE else 8]
     return _tiny(kind, make_mesh(shape, NAMES, devices))
 
 
 @functools.cache
 def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
-    is_native = kind in NATIVE
+    is_native = kind in (*NATIVE, ON_GPUS)
     fns, specs, params = _native(kind, mesh) if is_native else _flax(kind)
     engine = EngineConfig(
         slots=SLOTS,
@@ -93,9 +96,11 @@ def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
 
 
 def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
-    config = NATIVE[kind]
+    config = NATIVE["native" if kind == ON_GPUS else kind]
     kept = cache_dtype("int8" if kind == INT8 else "float32")
-    fns = transformer_fns(config, MAX_LEN, mesh=mesh, cache_dtype=kept)
+    platform = "cuda" if kind == ON_GPUS else "cpu"
+    compute = Compute(platform=platform, is_interpreted=True)
+    fns = transformer_fns(config, MAX_LEN, mesh=mesh, cache_dtype=kept, compute=compute)
     specs, params = param_specs(config), enlarged(init_params(config, seed=0))
     if kind == INT8:
         return fns, kept_as(specs, "int8"), quantized(config, params)

@@ -1,7 +1,7 @@
 """Attention of new tokens over everything their rows hold, as the device likes it."""
 
 import functools
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
 from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout, Pages, PageTable
-from jaxserver.core.sharding import num_devices
+from jaxserver.core.sharding import num_devices, partition_spec
 
 FEW_QUERIES = 8
 """Tokens of a row up to which its queries are a decode step: it, or a draft's check."""
@@ -21,6 +21,7 @@ WIDEST_HEAD = 128
 """Of those that cuDNN attends with on every device that it is for."""
 
 
+@runtime_checkable
 class Attend(Protocol):
     def __call__(
         self,
@@ -52,16 +53,17 @@ class Attention(NamedTuple):
 def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
     """The form for some devices: the only place that chooses one.
 
-    On a CPU it is the one whose bits are kept. Elsewhere a row is read as a whole; a
-    GPU's decode steps read of it what there is, by a kernel that is one device's.
+    On a CPU it is the one whose bits are kept. Elsewhere a row is read as a whole; the
+    decode steps of a GPU read of it what there is, by a kernel.
     """
     if compute.platform == "cpu":
         return Attention(BY_HEAD, functools.partial(_attend_groups, mesh))
-    is_one_gpu = compute.platform == "gpu" and (mesh is None or mesh.size == 1)
-    has_cudnn = is_one_gpu and compute.dtype != "float32" and not compute.is_interpreted
+    is_gpu, is_one = compute.platform == "cuda", mesh is None or mesh.size == 1
+    has_cudnn = is_gpu and is_one and not compute.is_interpreted
     fits_cudnn = head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
-    attend_all = functools.partial(attend_whole, is_fused=has_cudnn and fits_cudnn)
-    if not is_one_gpu or head_dim.bit_count() > 1:
+    is_fused = has_cudnn and fits_cudnn and compute.dtype != "float32"
+    attend_all = functools.partial(attend_whole, is_fused=is_fused)
+    if not is_gpu or head_dim.bit_count() > 1:
         return Attention(BY_TOKEN, attend_all)
 
     from jaxserver.core.ops.attention_kernel import (  # noqa: PLC0415  # for a GPU only
@@ -69,6 +71,11 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
     )
 
     attend_few = functools.partial(attend_pages, is_interpreted=compute.is_interpreted)
+    return Attention(BY_TOKEN, _by_count(attend_few, attend_all, mesh))
+
+
+def _by_count(attend_few: Attend, attend_all: Attend, mesh: Mesh | None) -> Attend:
+    """The one form where a row has few queries and its device all that it reads."""
 
     def attend(
         queries: Float[Array, "rows time kv_heads groups head_dim"],
@@ -77,11 +84,43 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
         positions: Int[Array, "rows time"],
         ends: Int[Array, " rows"],
     ) -> Float[Array, "rows time kv_heads groups head_dim"]:
-        is_decode = queries.shape[1] <= FEW_QUERIES and cache[0].size < KERNEL_LIMIT
-        form = attend_few if is_decode else attend_all
+        rows, time = positions.shape
+        is_decode = time <= FEW_QUERIES and cache[0].size < KERNEL_LIMIT
+        is_own_page = table is None and rows == cache[0].shape[0]
+        is_apart = is_own_page or mesh is None or num_devices("batch", mesh) == 1
+        form = attend_on_each if is_decode and is_apart else attend_all
         return form(queries, cache, table, positions, ends)
 
-    return Attention(BY_TOKEN, attend)
+    attend_on_each = attend_few if mesh is None else _on_each_device(attend_few, mesh)
+    return attend
+
+
+def _on_each_device(form: Attend, mesh: Mesh) -> Attend:
+    """With the rows and heads that it has: the compiler cuts no kernel."""
+
+    def attend(
+        queries: Float[Array, "rows time kv_heads groups head_dim"],
+        cache: tuple[Pages, Pages],
+        table: PageTable,
+        positions: Int[Array, "rows time"],
+        ends: Int[Array, " rows"],
+    ) -> Float[Array, "rows time kv_heads groups head_dim"]:
+        heads = partition_spec(
+            ("batch", None, "kv_heads", None, None), queries.shape, mesh
+        )
+        pages = partition_spec(("pages", None, "kv_heads", None), cache[0].shape, mesh)
+        rows = partition_spec(("batch",), ends.shape, mesh)
+        nothing = partition_spec((), (), mesh)
+        found: Array = jax.shard_map(
+            form,
+            mesh=mesh,
+            in_specs=(heads, (pages, pages), nothing, rows, rows),
+            out_specs=heads,
+            check_vma=False,
+        )(queries, cache, table, positions, ends)
+        return found
+
+    return attend
 
 
 def _attend_groups(
