@@ -44,13 +44,21 @@ def one_device() -> jax.sharding.Mesh:
 def quantized(config: ModelConfig, params: Weights, kept: str = "int8") -> Weights:
     """The weights of products in 8 bits, as they would be loaded."""
 
-    def made(spec: ParamSpec, leaf: jax.Array) -> Any:
+    def in_8_bits(spec: ParamSpec, leaf: jax.Array) -> Any:
         if not spec.num_out:
             return leaf
-        make: Any = {"int8": quantize, FP8: quantize_to_fp8}[kept]
-        return jax.tree.map(jnp.asarray, make(np.asarray(leaf), spec.num_out))
+        values = np.asarray(leaf)
+        norm = np.asarray(params.norm) if spec.is_normed else None
+        made: Any = (
+            quantize_to_fp8(values, spec.num_out)
+            if kept == FP8
+            else quantize(values, spec.num_out, norm)
+        )
+        return jax.tree.map(jnp.asarray, made)
 
-    weights: Weights = jax.tree.map(made, param_specs(config), params, is_leaf=is_spec)
+    weights: Weights = jax.tree.map(
+        in_8_bits, param_specs(config), params, is_leaf=is_spec
+    )
     return weights
 
 

@@ -30,6 +30,7 @@ class ParamSpec:
         init_scale: Standard deviation of random weights; 0 makes them all ones.
         num_out: How many of its dimensions, the first ones, are the output of a
             product; 0 where it is no factor of one.
+        is_normed: Its inputs come from an RMSNorm whose weight it is known with.
         dtype: What it is kept in; None: in what all are.
         is_derived: It says more of another weight, and is no parameter itself.
     """
@@ -39,6 +40,7 @@ class ParamSpec:
     axes: Axes
     init_scale: float = 0.02
     num_out: int = 0
+    is_normed: bool = False
     dtype: str | None = None
     is_derived: bool = False
 
@@ -81,14 +83,17 @@ def param_specs(config: ModelConfig) -> Specs:
     embed, vocab = config.embed, config.vocab_size
     head_axes: Axes = ("vocab", "embed")
 
-    def table(path: str) -> ParamSpec:
-        return ParamSpec(path=path, shape=(vocab, embed), axes=head_axes, num_out=1)
+    def table(path: str, *, is_head: bool) -> ParamSpec:
+        shape = (vocab, embed)
+        return ParamSpec(
+            path=path, shape=shape, axes=head_axes, num_out=1, is_normed=is_head
+        )
 
     return TransformerParams(
-        embedding=table("embedding"),
+        embedding=table("embedding", is_head=config.tied),
         layers=tuple(_layer_specs(config, i) for i in range(config.num_layers)),
         norm=ParamSpec(path="norm", shape=(embed,), axes=(None,), init_scale=0.0),
-        head=None if config.tied else table("head"),
+        head=None if config.tied else table("head", is_head=True),
     )
 
 
@@ -115,7 +120,20 @@ def kept_as(specs: Any, dtype: str) -> Any:
         if dtype == FP8:
             return Fp8Weight(values=values, scale=scale)
         sums = of_outputs(path=f"{spec.path}.sums", dtype="int32")
-        return Int8Weight(values=values, scale=scale, sums=sums)
+        factor = dataclasses.replace(
+            spec,
+            path=f"{spec.path}.factor",
+            shape=spec.shape[spec.num_out :],
+            axes=spec.axes[spec.num_out :],
+            dtype="float32",
+            is_derived=True,
+        )
+        return Int8Weight(
+            values=values,
+            scale=scale,
+            sums=sums,
+            factor=factor if spec.is_normed else None,
+        )
 
     if dtype not in QUANTIZED:
         return specs

@@ -115,6 +115,52 @@ def test_a_weight_is_told_to_half_its_scale(size: Size, kind: str, seed: int) ->
     assert not told[np.broadcast_to(largest == 0, told.shape)].any()
 
 
+@given(size=sizes, kind=kinds, seed=SEEDS, norms=kinds)
+@example(size=SIZES[2], kind="normal", seed=0, norms="powers")
+@example(size=SIZES[2], kind="huge", seed=0, norms="zeros")
+def test_inputs_that_come_large_from_their_norm_are_rounded_more_finely(
+    size: Size, kind: str, seed: int, norms: str
+) -> None:
+    weight = numbers(kind, (size.outputs, size.inputs), seed)
+    norm = numbers(norms, (size.inputs,), seed + 1)
+    made = quantize(weight, 1, norm)
+    assert made.factor is not None
+    size_of = np.abs(norm.astype(np.float64))
+    expected = np.sqrt(np.where(size_of > 0, size_of, 1).clip(2.0**-8, 2.0**8))
+    assert (made.factor * expected >= 1).all()
+    assert (made.factor * expected <= 1 + 2.0**-4).all()
+    values = made.values.astype(np.float64)
+    told = values * made.scale[:, None].astype(np.float64) * made.factor
+    np.testing.assert_array_equal(told, told.astype(np.float32))
+    half = made.scale[:, None].astype(np.float64) * made.factor / 2
+    least = 2.0**12 * np.finfo(np.float32).tiny
+    error = np.maximum(half * (1 + 1e-6), least * (np.abs(weight).max() < 2 * least))
+    assert (np.abs(told - weight) <= error + least).all()
+
+
+def test_a_norm_that_is_broken_rounds_no_input_otherwise() -> None:
+    weight = numbers("normal", (7, 4), 0)
+    norm = np.array([np.nan, np.inf, -np.inf, 0], np.float32)
+    made = quantize(weight, 1, norm)
+    assert made.factor is not None
+    assert (made.factor <= 1).all()
+    np.testing.assert_array_equal(made.factor[[0, 3]], [1, 1])
+
+
+def test_a_factor_of_each_input_is_a_part_of_product_and_table() -> None:
+    weight, norm = numbers("normal", (6, 40), 2), numbers("powers", (40,), 3)
+    made = quantize(weight, 1, norm)
+    assert made.factor is not None
+    told = made.values * made.scale[:, None].astype(np.float64) * made.factor
+    x = numbers("normal", (5, 40), 4)
+    found = np.asarray(linear(jnp.asarray(x), on_device(made)))
+    inputs = np.abs(x * made.factor).max(axis=1, keepdims=True)
+    most = np.abs(made.values * made.scale[:, None]).sum(axis=1)
+    assert (np.abs(found - x @ told.T) <= inputs * most / 32_000 + 1e-5).all()
+    rows = np.asarray(read_rows(on_device(made), jnp.arange(6)))
+    np.testing.assert_array_equal(rows, told)
+
+
 @given(seed=SEEDS, kind=kinds, broken=st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_a_token_that_is_not_finite_is_nan_and_its_neighbours_keep_their_bits(
     seed: int, kind: str, broken: float
@@ -165,7 +211,8 @@ def test_a_linear_map_in_int8_is_nearly_that_of_its_weight(
 def test_a_row_has_the_same_bits_among_any_number_of_others() -> None:
     x, table = numbers("outlier", (256, 192), 0), numbers("normal", (256, 192), 4)
     weight = on_device(quantize(numbers("normal", (192, 192), 1), 1))
-    rows = on_device(quantize(table, 1))
+    norm = numbers("powers", (192,), 5)
+    rows = on_device(quantize(table, 1, norm))
 
     def run(x: jax.Array, tokens: jax.Array) -> jax.Array:
         """Beside additions and in loops that the compiler may join."""

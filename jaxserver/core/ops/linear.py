@@ -43,6 +43,8 @@ def linear(
 def _scaled_product(
     x: Float[Array, "tokens in"], weight: Int8Weight[Array] | Fp8Weight[Array]
 ) -> Float[Array, "tokens out"]:
+    if isinstance(weight, Int8Weight) and weight.factor is not None:
+        x = x * weight.factor.reshape(1, -1).astype(x.dtype)
     if isinstance(weight, Int8Weight) and x.dtype == jnp.float32:
         return int8_product(x, weight)
     return _product(x, weight.values) * weight.scale.reshape(1, -1)
@@ -70,12 +72,17 @@ def read_rows(
         bits = kept.at[tokens].get(mode="clip")
         values = jax.lax.bitcast_convert_type(bits, table.values.dtype)
         scale = table.scale.at[tokens].get(mode="clip")[:, None]
-        return (values.astype(jnp.float32) * scale).astype(dtype)
+        read = values.astype(jnp.float32) * scale
+        if isinstance(table, Int8Weight) and table.factor is not None:
+            read = read * table.factor[None, :]
+        return read.astype(dtype)
 
-    def read(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
+    def of_floats(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
         return table.at[tokens].get(mode="clip").astype(dtype)
 
-    return read(table) if table.dtype == dtype else widen(read, table, tokens[0])
+    if table.dtype == dtype:
+        return of_floats(table)
+    return widen(of_floats, table, tokens[0])
 
 
 def linear_on(

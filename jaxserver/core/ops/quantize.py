@@ -38,38 +38,62 @@ BEYOND_LARGEST = 0x0001FFFF
 """Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
 LEAST_STEP = 3 * ONE_UP
 """Bits of 2**-124: one over it is a normal number too."""
-SCALE_BITS = 0xFFFFFF00
-"""Bits of a float32 that a scale has: 16 significant ones, and 8 more make 24."""
+SCALE_BITS, FACTOR_BITS = 0xFFFFF000, 0xFFF80000
+"""Bits of a float32 that a scale has and a factor: 12 and 5; 7 of a value make 24."""
+LARGEST_NORM = 2.0**8
+"""Between it and one over it a norm's weight is taken as it is."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Weight(Generic[Leaf]):
-    """A weight `[*out *in]` as `values * scale`.
+    """A weight `[*out *in]` as `values * scale * factor`.
 
     Attributes:
         values: int8 `[*out *in]`, from -127 to 127.
         scale: float32 `[*out]`, one for each output.
         sums: int32 `[*out]`, of each output's values.
+        factor: float32 `[*in]`, one for each input; None where all are 1.
     """
 
     values: Leaf
     scale: Leaf
     sums: Leaf
+    factor: Leaf | None = None
 
 
 def quantize(
-    weight: Float[np.ndarray, "*out_and_in"], num_out: int
+    weight: Float[np.ndarray, "*out_and_in"],
+    num_out: int,
+    norm: Float[np.ndarray, "*in"] | None = None,
 ) -> Int8Weight[np.ndarray[Any, Any]]:
     """Rounds a weight, on the host; its first `num_out` dimensions are its output.
 
     An output whose weights are not all finite gets a scale that is not finite either.
+
+    Args:
+        weight: `[*out *in]`.
+        num_out: How many dimensions are its output.
+        norm: The weight of the RMSNorm that its inputs come from, where they are
+            rounded the more finely the larger they are: by one over the root of it, as
+            Lin et al. (AWQ, 2023) do by sizes that they have measured.
     """
     inner = tuple(range(num_out, weight.ndim))
-    values, scale = scaled(weight, inner, lambda most: _shortened(most / LARGEST))
+    factor = None if norm is None else _factor(norm)
+    if factor is not None:
+        weight = weight / factor
+    values, scale = scaled(weight, inner, lambda most: _scale(most / LARGEST))
     np.rint(values, out=values)
     sums = values.sum(inner, dtype=np.int32)
-    return Int8Weight(values=values.astype(np.int8), scale=scale, sums=sums)
+    whole = values.astype(np.int8)
+    return Int8Weight(values=whole, scale=scale, sums=sums, factor=factor)
+
+
+def _factor(norm: Float[np.ndarray, "*in"]) -> Float[np.ndarray, "*in"]:
+    """1 where the norm says nothing."""
+    size = np.abs(norm.astype(np.float32))
+    size = np.where(size > 0, size, 1).clip(1 / LARGEST_NORM, LARGEST_NORM)
+    return _shortened(1 / np.sqrt(np.where(np.isfinite(size), size, 1)), FACTOR_BITS)
 
 
 def scaled(
@@ -93,12 +117,17 @@ def scaled(
     return values, scale
 
 
-def _shortened(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
+def _scale(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
     """The next larger one that has few bits; 0 where it is no normal number."""
     is_normal = scale >= np.finfo(np.float32).tiny
-    bits = scale.view(np.uint32) + np.uint32(~SCALE_BITS & 0xFFFFFFFF)
-    short = (bits & np.uint32(SCALE_BITS)).view(np.float32)
-    return np.where(np.isfinite(scale), np.where(is_normal, short, 0), scale)
+    short = np.where(is_normal, _shortened(scale, SCALE_BITS), 0)
+    return np.where(np.isfinite(scale), short, scale)
+
+
+def _shortened(x: Float[np.ndarray, "*any"], kept: int) -> Float[np.ndarray, "*any"]:
+    """The next number away from 0 that has no other bits."""
+    bits = x.view(np.uint32) + np.uint32(~kept & 0xFFFFFFFF)
+    return (bits & np.uint32(kept)).view(np.float32)
 
 
 def int8_product(

@@ -216,7 +216,9 @@ def test_each_weight_is_quantised_before_the_next_is_read() -> None:
     checkpoint = checkpoint_of(tensors)
     checkpoint = dataclasses.replace(checkpoint, tensors=Watched(tensors))
     load(TINY_LLAMA, checkpoint, ("float32", "int8"))
-    assert len(alive) == len(tensors)
+    assert (
+        len(alive) == len(tensors) + 1
+    )  # the last norm, for the table it stands before
     assert not any(ref() is not None for ref in alive[:-3])
 
 
