@@ -166,6 +166,8 @@ def attend_whole(
 
     keys, values = (whole(pages) for pages in cache)
     at = jnp.arange(keys.shape[1], dtype=jnp.int32)
+    # Keys past a row's end may be no numbers: cuDNN adds a mask to what comes of them,
+    # and leaves out only what is beyond a length.
     found: Array = jax.nn.dot_product_attention(
         queries.reshape(rows, time, kv_heads * groups, head_dim),
         keys,
