@@ -172,5 +172,5 @@ def test_a_form_is_chosen_by_platform_shape_and_mesh() -> None:
         assert other.layout is BY_TOKEN
     assert [has_kernel(form("cuda"), time) for time in (1, 8, 9)] == [True, True, False]
     assert has_kernel(form("cuda", mesh=mesh), 1)
-    for other in ("tpu", "gpu"):
-        assert not has_kernel(form(other), 1)
+    for other in (form("tpu"), form("gpu"), form("cuda", 96), form("cuda", 8)):
+        assert not has_kernel(other, 1)

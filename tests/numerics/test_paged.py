@@ -82,6 +82,22 @@ def test_writing_changes_the_places_that_are_meant_and_no_other(
     np.testing.assert_array_equal(found_values, expected_values)
 
 
+def test_in_another_layout_the_same_is_written(transform: Transform) -> None:
+    keys, values = pages()
+    new = normal(2, 3, HEADS, HEAD_DIM), normal(2, 3, HEADS, HEAD_DIM)
+    positions = np.array([[3, 4, 5], [0, 1, 2]], np.int32)
+    where = places(transform, positions, np.array([3, 2], np.int32), TABLE)
+    expected = put(transform, keys, values, new, where)
+
+    def write(*given: Any) -> Any:
+        return paged.write(*given, layout=paged.BY_TOKEN)
+
+    by_token = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
+    found = transform(write)(*by_token, new, where)
+    np.testing.assert_array_equal(found[0], expected[0].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(found[1], expected[1].transpose(0, 2, 1, 3))
+
+
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 @pytest.mark.parametrize("counts", [(3, 3), (1, 2), (2, 0), (0, 3)])
 def test_runs_of_rows_on_one_page_are_written_as_tokens_are(

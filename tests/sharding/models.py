@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_flax_auto as auto
 
 from jaxserver.adapters.flax_models.mends import mend
 from jaxserver.adapters.flax_models.models import flax_model
-from jaxserver.core.compute import Compute
+from jaxserver.core.compute import ON_CPU, Compute
 from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps, on_devices
 from jaxserver.core.kv_cache import cache_dtype
@@ -41,8 +41,9 @@ NATIVE: dict[str, ModelConfig] = {
     FEW_HEADS: TINY_LLAMA,
     INT8: dataclasses.replace(TINY_LLAMA, num_heads=16, num_kv_heads=8, embed=64),
 }
-ON_GPUS = "native, built for GPUs"
-"""Kernels are interpreted."""
+GPUS = Compute(platform="cuda", is_interpreted=True)
+BUILT: dict[str, Compute] = {"built for a CPU": ON_CPU, "built for GPUs": GPUS}
+"""Alike, with heads that are wide enough for a kernel."""
 FLAX: dict[str, dict[str, int]] = {
     "gpt2": {"n_head": 8},
     "llama": {"num_attention_heads": 8, "num_key_value_heads": 8},
@@ -77,7 +78,7 @@ def tiny(kind: str, shape: Shape) -> Tiny:
 
 @functools.cache
 def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
-    is_native = kind in (*NATIVE, ON_GPUS)
+    is_native = kind in (*NATIVE, *BUILT)
     fns, specs, params = _native(kind, mesh) if is_native else _flax(kind)
     engine = EngineConfig(
         slots=SLOTS,
@@ -96,10 +97,9 @@ def _tiny(kind: str, mesh: jax.sharding.Mesh) -> Tiny:
 
 
 def _native(kind: str, mesh: jax.sharding.Mesh) -> tuple[ModelFns, Any, Params]:
-    config = NATIVE["native" if kind == ON_GPUS else kind]
+    wide = dataclasses.replace(NATIVE["native"], head_dim=16)
+    config, compute = NATIVE.get(kind, wide), BUILT.get(kind, ON_CPU)
     kept = cache_dtype("int8" if kind == INT8 else "float32")
-    platform = "cuda" if kind == ON_GPUS else "cpu"
-    compute = Compute(platform=platform, is_interpreted=True)
     fns = transformer_fns(config, MAX_LEN, mesh=mesh, cache_dtype=kept, compute=compute)
     specs, params = param_specs(config), enlarged(init_params(config, seed=0))
     if kind == INT8:

@@ -17,6 +17,8 @@ FEW_QUERIES = 8
 """Tokens of a row up to which its queries are a decode step: it, or a draft's check."""
 KERNEL_LIMIT = 2**31
 """A kernel finds its way in an array of fewer numbers than that: indices are int32."""
+NARROWEST_HEAD = 16
+"""Of those that a tensor core multiplies; a kernel takes those of a power of 2."""
 WIDEST_HEAD = 128
 """Of those that cuDNN attends with on every device that it is for."""
 
@@ -63,7 +65,7 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
     fits_cudnn = head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
     is_fused = has_cudnn and fits_cudnn and compute.dtype != "float32"
     attend_all = functools.partial(attend_whole, is_fused=is_fused)
-    if not is_gpu or head_dim.bit_count() > 1:
+    if not is_gpu or head_dim < NARROWEST_HEAD or head_dim.bit_count() > 1:
         return Attention(BY_TOKEN, attend_all)
 
     from jaxserver.core.ops.attention_kernel import (  # noqa: PLC0415  # for a GPU only
@@ -164,6 +166,8 @@ def attend_whole(
 
     keys, values = (whole(pages) for pages in cache)
     at = jnp.arange(keys.shape[1], dtype=jnp.int32)
+    # Keys past a row's end may be no numbers: cuDNN adds a mask to what comes of them,
+    # and leaves out only what is beyond a length.
     found: Array = jax.nn.dot_product_attention(
         queries.reshape(rows, time, kv_heads * groups, head_dim),
         keys,

@@ -1,9 +1,20 @@
+from typing import Any
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserver.core.kv_cache import KVCache, copy_pages, init_cache, whole_row_page
+from jaxserver.core.kv_cache import (
+    KVCache,
+    copy_pages,
+    init_cache,
+    kv_axes,
+    token_axes,
+    whole_row_page,
+)
+from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout
 from jaxserver.core.transformer import transformer_fns
 from tests.tiny import TINY_LLAMA
 
@@ -31,6 +42,40 @@ def test_a_copy_to_no_page_is_dropped() -> None:
     found = jax.jit(copy_pages)(cache, source, target, length)
     assert found.keys[0][1, 0, 0].tolist() == [0, 1, 6, 7]
     assert found.keys[0][0, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+def by_token(cache: KVCache) -> KVCache:
+    """The same in the other layout."""
+    return KVCache(
+        keys=tuple(leaf.transpose(0, 3, 1, 2) for leaf in cache.keys),
+        values=tuple(leaf.transpose(0, 2, 1, 3) for leaf in cache.values),
+    )
+
+
+def test_in_another_layout_the_same_is_kept_and_copied() -> None:
+    rng = np.random.default_rng(0)
+    cache: Any = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)),
+        init_cache(TINY_LLAMA, num_pages=3, page_size=16),
+    )
+    other = init_cache(TINY_LLAMA, num_pages=3, page_size=16, layout=BY_TOKEN)
+    chex.assert_trees_all_equal_shapes_and_dtypes(by_token(cache), other)
+    pages = jnp.array([0, 2], jnp.int32), jnp.array([1, 0], jnp.int32)
+    length = jnp.array([5, 16], jnp.int32)
+    expected = by_token(copy_pages(cache, *pages, length))
+    found = copy_pages(by_token(cache), *pages, length, layout=BY_TOKEN)
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", [BY_HEAD, BY_TOKEN])
+def test_a_layout_says_what_its_dimensions_are(layout: Layout) -> None:
+    axes = kv_axes(layout)
+    tokens = jax.tree.leaves(token_axes(TINY_LLAMA.num_layers, layout))
+    cache = init_cache(TINY_LLAMA, num_pages=5, page_size=16, layout=layout)
+    for leaf, token_axis in zip(jax.tree.leaves(cache), tokens, strict=True):
+        assert leaf.shape[axes.index("pages")] == 5
+        assert leaf.shape[axes.index("kv_heads")] == TINY_LLAMA.num_kv_heads
+        assert leaf.shape[1:][token_axis] == 16
 
 
 @pytest.mark.parametrize("page_size", [48, 130])
