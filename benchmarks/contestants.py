@@ -20,12 +20,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import httpx
 
-from benchmarks.load import Workload, client_of, drive
+from benchmarks.load import COMMON, Dialect, Workload, client_of, drive
 from benchmarks.starting import started
 
 ROOT = Path(__file__).parents[1]
 PEERS = "benchmarks.peers"
 TIMEOUT_SECONDS = 900
+KEPT_SECONDS = 86_400
+"""How long transformers' server keeps a model that nobody asks."""
 CONTEXT = 512
 """Tokens that llama.cpp's server has room for in each slot."""
 
@@ -81,12 +83,12 @@ class Setting:
 Measure: TypeAlias = Callable[[Workload], Sample]
 
 
-def over_http(url: str, model: str | None = None) -> Measure:
-    """Asks a server that speaks OpenAI's language."""
+def over_http(url: str, dialect: Dialect = COMMON) -> Measure:
+    """Asks a server that speaks OpenAI's language, in one of its dialects."""
 
     async def ask(workload: Workload) -> Sample:
         async with client_of(url, TIMEOUT_SECONDS) as client:
-            run = await drive(client, dataclasses.replace(workload, model=model))
+            run = await drive(client, dataclasses.replace(workload, dialect=dialect))
         if run.failures:
             raise SystemExit(f"{url}: {run.failures[0]}")
         if any(answer.tokens != workload.new_tokens for answer in run.answers):
@@ -129,13 +131,15 @@ def transformers_serve(setting: Setting) -> Iterator[Measure]:
     """The server that comes with transformers, with continuous batching."""
     python = setting.python("transformers_serve")
     with tempfile.TemporaryDirectory() as folder:
-        threads = str(setting.threads)
         script = [python, "-m", f"{PEERS}.to_folder", str(setting.file), folder]
         subprocess.run(script, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        command = [str(Path(python).parent / "transformers"), "serve"]
+        command = [python, "-m", f"{PEERS}.with_serve", "serve"]
         command += ["--continuous-batching", "--device", "cpu", "--dtype", "bfloat16"]
-        with _served(command, OMP_NUM_THREADS=threads) as url:
-            yield over_http(url, model=folder)
+        command += ["--model-timeout", str(KEPT_SECONDS)]
+        with _served(command, OMP_NUM_THREADS=str(setting.threads)) as url:
+            measure = over_http(url, Dialect(wishes={"model": folder}, has_usage=False))
+            measure(Workload(clients=1, requests=1, new_tokens=2))  # loads the model
+            yield measure
 
 
 @contextlib.contextmanager
@@ -146,6 +150,7 @@ def _served(command: Sequence[str], **environment: str) -> Iterator[str]:
         port = free.getsockname()[1]
     with subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port)],
+        cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

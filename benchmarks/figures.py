@@ -22,7 +22,8 @@ class Figures:
     """One run.
 
     Attributes:
-        prompt_tokens: Mean length of the prompts, the chat template counted.
+        prompt_tokens: Mean length of the prompts, the chat template counted; 0 where
+            the server does not say.
         output_tok_s: Tokens of all answers, divided by the time of the whole run.
         decode_tok_s: Per answer, its tokens after the first, divided by the time from
             its first piece of text to its last.
@@ -43,7 +44,7 @@ class Figures:
 
 def figures(run: Run) -> Figures:
     timed = [answer for answer in run.answers if answer.tokens > 1 and _seconds(answer)]
-    lengths = [answer.prompt_tokens for answer in run.answers]
+    lengths = [a.prompt_tokens for a in run.answers if a.prompt_tokens is not None]
     return Figures(
         clients=run.workload.clients,
         completed=len(run.answers),

@@ -1,6 +1,7 @@
 """Asks an OpenAI-compatible server many things at once, and notes when answers came.
 
-Tokens are those that the server counts in `usage`; a moment is a `perf_counter`.
+Tokens are those that the server counts, as its dialect says; a moment is a
+`perf_counter`.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import httpx
@@ -29,6 +30,24 @@ class RequestFailed(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What a server wants to hear for an answer in full length, and how it counts.
+
+    Attributes:
+        wishes: Members of a request that not every server takes.
+        has_usage: Whether a last event has the `usage`, and `[DONE]` is the end. Else
+            every token has an event of its own, and one with a finish reason is the
+            end.
+    """
+
+    wishes: Mapping[str, Any]
+    has_usage: bool = True
+
+
+COMMON = Dialect(wishes={"ignore_eos": True, "stream_options": {"include_usage": True}})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What is asked.
 
@@ -39,7 +58,7 @@ class Workload:
         new_tokens: Exactly how long answers are; end tokens are ignored.
         asked_before: How many of the texts there are were asked already, so that no
             server remembers one.
-        model: What is asked for, where a server wants to hear it.
+        dialect: How the server is asked.
     """
 
     clients: int
@@ -47,7 +66,7 @@ class Workload:
     prompt_tokens: int = 128
     new_tokens: int = 64
     asked_before: int = 0
-    model: str | None = None
+    dialect: Dialect = COMMON
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +76,14 @@ class Answer:
     Attributes:
         sent: The moment the request began.
         stamps: The moments at which text came.
-        prompt_tokens: Tokens of the prompt, those of the chat template included.
+        prompt_tokens: Tokens of the prompt, those of the chat template included; None
+            where the server does not say.
         tokens: Tokens of the answer.
     """
 
     sent: float
     stamps: tuple[float, ...]
-    prompt_tokens: int
+    prompt_tokens: int | None
     tokens: int
 
 
@@ -142,33 +162,40 @@ async def ask(
         "messages": [{"role": "user", "content": text}],
         "max_tokens": workload.new_tokens,
         "temperature": 0,
-        "ignore_eos": True,
         "stream": True,
-        "stream_options": {"include_usage": True},
+        **workload.dialect.wishes,
     }
-    if workload.model is not None:
-        body["model"] = workload.model
-    sent, stamps, usage = clock(), [], None
+    sent, stamps, usage, pieces = clock(), [], None, 0
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             said = (await response.aread()).decode(errors="replace")
             raise RequestFailed(f"{response.status_code} {said[:200]}")
-        async for event in events(response):
+        async for event in events(response, workload.dialect):
             if any(choice["delta"].get("content") for choice in event["choices"]):
                 stamps.append(clock())
             usage = event.get("usage") or usage
+            pieces += any(is_token(choice) for choice in event["choices"])
+    if not workload.dialect.has_usage:
+        usage = {"completion_tokens": pieces}
     if not stamps or usage is None:
         raise RequestFailed("the stream had no text, or no usage at its end")
     return Answer(
         sent=sent,
         stamps=tuple(stamps),
-        prompt_tokens=usage["prompt_tokens"],
+        prompt_tokens=usage.get("prompt_tokens"),
         tokens=usage["completion_tokens"],
     )
 
 
-async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events, which `[DONE]` ends."""
+def is_token(choice: Mapping[str, Any]) -> bool:
+    """Whether it has a token, with text or still without, where each comes alone."""
+    return "role" not in choice["delta"] and not choice.get("finish_reason")
+
+
+async def events(
+    response: httpx.Response, dialect: Dialect = COMMON
+) -> AsyncIterator[dict[str, Any]]:
+    """The JSON objects of a stream of server-sent events, up to its end."""
     is_done = False
     async for line in response.aiter_lines():
         data = line.removeprefix("data:").strip()
@@ -178,5 +205,9 @@ async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             if "error" in event:
                 raise RequestFailed(str(event["error"]))
             yield event
+            if not dialect.has_usage:
+                is_done = any(
+                    choice.get("finish_reason") for choice in event["choices"]
+                )
     if not is_done:
         raise RequestFailed("the stream broke off")

@@ -1,15 +1,16 @@
-"""Measures what int8 costs in quality: perplexity, and how often the best token stays.
+"""Measures what int8 costs in quality, beside float32 and beside llama.cpp.
 
-Both are of the first tokens of Python's own documentation topics, and against the same
-model in float32.
+The text is Python's own documentation topics, cut into windows. Each is run without
+what came before it, and the tokens of its second half count.
 """
 
 import argparse
 import dataclasses
 import json
 import pydoc_data.topics
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,99 +22,122 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import llama_perplexity
+from benchmarks.foretold import Foretold, HostArray, Quality, joined, quality, since
+from benchmarks.starting import fetch
 from jaxserver import wiring
 from jaxserver.ports.config import DEFAULT_MODEL, ServerConfig
 from jaxserver.ports.model import TokenBatch
+from jaxserver.ports.tokenizer import Tokenizer
 
 CHUNK = 128
-HostArray = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """How well a text is foretold.
-
-    Attributes:
-        agreement: The share of tokens after which the likeliest next one is the one of
-            float32.
-    """
-
-    quantize: str
-    tokens: int
-    perplexity: float
-    agreement: float
+LLAMA = "llama.cpp"
+HEAD = ("", "perplexity", "more than float32", "the same best token")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL)
-    add("--tokens", type=int, default=1024)
-    add("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args(arguments)
-    results = measure(args.model, args.tokens)
-    for result in results:
-        print(
-            f"{result.quantize}: perplexity {result.perplexity:.3f}, "
-            f"the same best token {result.agreement:.1%}"
-        )
-    more = results[1].perplexity / results[0].perplexity - 1
-    print(f"int8 has {more:+.2%} of perplexity, over {results[0].tokens} tokens.")
+    args = parse(arguments)
+    text = "\n".join(pydoc_data.topics.topics.values())
+    found = {
+        "float32": ours(args, "none", text),
+        "int8": ours(args, "int8", text),
+    }
+    theirs = llamas(args, text)
+    if theirs is not None:
+        found[LLAMA] = theirs
+    results = {name: quality(each, found["float32"]) for name, each in found.items()}
+    print(table(results))
+    print(f"{results['int8'].tokens} tokens count.")
+    if theirs is not None:
+        beside = quality(found["int8"], theirs)
+        results["int8 beside llama.cpp"] = beside
+        print(f"int8 to llama.cpp: {more(beside)} of perplexity.")
     if args.json is not None:
-        runs = [dataclasses.asdict(result) for result in results]
+        runs = {name: dataclasses.asdict(result) for name, result in results.items()}
         args.json.write_text(json.dumps({"model": args.model, "runs": runs}))
 
 
-def measure(model: str, num_tokens: int) -> list[Quality]:
-    """Float32 first, then int8."""
-    expected = logprobs(model, "none", num_tokens)
-    return [
-        quality("none", expected, expected),
-        quality("int8", logprobs(model, "int8", num_tokens), expected),
-    ]
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL)
+    add("--tokens", type=int, default=8192, help="run, in whole windows")
+    add("--window", type=int, default=1024, help="tokens that are run together")
+    add("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser.parse_args(arguments)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Foretold:
-    """Of each token but the first: its log-probability, and the likeliest there."""
-
-    logprobs: HostArray
-    best: HostArray
-
-
-def quality(quantize: str, found: Foretold, expected: Foretold) -> Quality:
-    return Quality(
-        quantize=quantize,
-        tokens=len(found.best) + 1,
-        perplexity=float(np.exp(-found.logprobs.mean(dtype=np.float64))),
-        agreement=float((found.best == expected.best).mean()),
-    )
+def table(results: Mapping[str, Quality]) -> str:
+    """In Markdown, with standard errors."""
+    rows = [HEAD, ("---",) + ("--:",) * (len(HEAD) - 1)]
+    rows += [row(name, result) for name, result in results.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def logprobs(model: str, quantize: str, num_tokens: int) -> Foretold:
-    """Runs the text through a model in chunks."""
+def row(name: str, result: Quality) -> tuple[str, ...]:
+    same = f"{result.agreement:.2%} ± {result.agreement_error:.2%}"
+    return (name, f"{result.perplexity:.4f}", more(result), same)
+
+
+def more(result: Quality) -> str:
+    return f"{result.more:+.3%} ± {result.more_error:.3%}"
+
+
+def llamas(args: argparse.Namespace, text: str) -> Foretold | None:
+    """llama.cpp's, of the same file and tokens; None where it is not there."""
+    program = shutil.which(llama_perplexity.PROGRAM)
+    if program is None:
+        print(f"{LLAMA} is missing: no {llama_perplexity.PROGRAM} on the path")
+        return None
+    model = Path(fetch(args.model))
+    if model.suffix != ".gguf":
+        print(f"{LLAMA} is missing: {model} is no GGUF file")
+        return None
+    count = args.tokens // args.window
+    return llama_perplexity.foretell(program, model, text, args.window, count)
+
+
+def ours(args: argparse.Namespace, quantize: str, text: str) -> Foretold:
+    """Runs windows of the text through a model in chunks."""
     config = ServerConfig(
-        model=model,
+        model=args.model,
         dtype="fp32",
         quantize=quantize,
-        max_length=-(-num_tokens // CHUNK) * CHUNK,
+        max_length=-(-args.window // CHUNK) * CHUNK,
         mesh_axes_shape=(1, 1, 1),
     )
     loaded = wiring.load_model(config, lambda *_: None)
-    text = "\n".join(pydoc_data.topics.topics.values())
-    tokens = np.array(loaded.tokenizer.encode(text)[:num_tokens], np.int32)
-    if len(tokens) < num_tokens:
-        raise SystemExit(f"the topics have {len(tokens)} tokens, not {num_tokens}")
     extend = jax.jit(loaded.fns.extend, donate_argnums=1)
-    cache: Any = loaded.fns.init_cache(1)
-    read, best = [], []
-    for at in range(0, num_tokens, CHUNK):
-        logits, cache = extend(loaded.params, cache, batch_of(tokens, at))
-        ahead = tokens[at + 1 : at + 1 + CHUNK]
-        rows = jax.nn.log_softmax(logits[0])[: len(ahead)]
-        read.append(np.asarray(rows[jnp.arange(len(ahead)), ahead]))
-        best.append(np.asarray(jnp.argmax(rows, axis=-1)))
-    return Foretold(np.concatenate(read), np.concatenate(best))
+
+    def one(window: HostArray) -> Foretold:
+        cache: Any = loaded.fns.init_cache(1)
+        pieces = []
+        for at in range(0, len(window), CHUNK):
+            logits, cache = extend(loaded.params, cache, batch_of(window, at))
+            pieces.append(foretold(logits[0], window[at + 1 : at + 1 + CHUNK]))
+        return since(joined(pieces), len(window) // 2)
+
+    return joined([one(window) for window in windows(loaded.tokenizer, text, args)])
+
+
+def windows(tokenizer: Tokenizer, text: str, args: argparse.Namespace) -> HostArray:
+    """The text's first tokens; a model's beginning is the first of each window."""
+    count = args.tokens // args.window
+    tokens = np.array(tokenizer.encode(text)[: count * args.window], np.int32)
+    if count == 0 or len(tokens) < count * args.window:
+        raise SystemExit(f"no {args.tokens} tokens in windows of {args.window}")
+    tokens = tokens.reshape(count, args.window)
+    for beginning in tokenizer.encode("")[:1]:
+        tokens[:, 0] = beginning
+    return tokens
+
+
+def foretold(logits: jax.Array, ahead: HostArray) -> Foretold:
+    """Of the tokens that come after, as far as there are any."""
+    rows = jax.nn.log_softmax(logits)[: len(ahead)]
+    lowest = rows.max(axis=-1) - llama_perplexity.DEPTH
+    given = jnp.maximum(rows[jnp.arange(len(ahead)), ahead], lowest)
+    return Foretold(ahead, np.asarray(given), np.asarray(jnp.argmax(rows, axis=-1)))
 
 
 def batch_of(tokens: HostArray, at: int) -> TokenBatch:

@@ -28,6 +28,13 @@ from jaxserver.ports.config import DEFAULT_MODEL
 
 Curve = Mapping[int, float]
 """Seconds, over what they are to grow with."""
+LABELS = {
+    "slots": ("A decode step, 256 tokens in each slot", "slots"),
+    "context": ("A decode step of 8 slots", "tokens in each slot"),
+    "prompt": ("A prompt's prefill", "tokens of the prompt"),
+    "queue": ("The plan of a dispatch", "requests that wait"),
+}
+"""What costs, and what it is drawn over."""
 CHUNK = 128
 SLOTS = (1, 4, 8, 16, 32, 64)
 CONTEXTS = (128, 256, 512, 1024, 2048)
@@ -105,19 +112,41 @@ def too_much(name: str, curve: Curve) -> str | None:
     return None
 
 
+def predicted(name: str, curve: Curve) -> Curve:
+    """What it is to stay below: in proportion to its first point, the queue flat."""
+    least = min(curve)
+    if name == "queue":
+        return dict.fromkeys(curve, MOST_PLAN_SECONDS)
+    return {over: curve[least] * over / least for over in curve}
+
+
 def draw(curves: Mapping[str, Curve], file: Path) -> None:
     """As PNG or SVG, by the file's name."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  # an extra
+    import matplotlib  # noqa: PLC0415  # an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
 
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "scaling"}
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (name, curve) in zip(
         figure.subplots(2, 2).flat, curves.items(), strict=True
     ):
-        milliseconds = [1000 * seconds for seconds in curve.values()]
-        axes.plot(list(curve), milliseconds, marker="o")
-        axes.set(xlabel=name, ylabel="ms", xlim=(0, None), ylim=(0, None))
+        what, over = LABELS[name]
+        for points, form, label in (
+            (predicted(name, curve), "--", "most that is predicted"),
+            (curve, "o-", "measured"),
+        ):
+            milliseconds = [1000 * seconds for seconds in points.values()]
+            axes.plot(list(points), milliseconds, form, label=label)
+        axes.set(title=what, xlabel=over, ylabel="milliseconds")
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(list(curve), labels=[f"{n:,}" for n in curve])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.savefig(file)
+        axes.legend()
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,13 @@
 import asyncio
 import itertools
+import json
+from typing import Any
 
 import httpx
 import pytest
 
 from benchmarks.figures import figures
-from benchmarks.load import Run, Workload, drive, prompts
+from benchmarks.load import Dialect, Run, Workload, drive, prompts
 from jaxserver.ports.errors import ServerFull
 from tests.fakes import ScriptedGenerator
 from tests.unit.benchmarks.serving import drive_in_process, serving
@@ -76,6 +78,46 @@ def test_a_stream_that_is_no_whole_answer_is_a_failure(
     done = asyncio.run(run())
     assert not done.answers
     assert message in done.failures[0]
+
+
+WITHOUT_USAGE = Dialect(wishes={"model": "m"}, has_usage=False)
+ROLE = '{"delta": {"role": "assistant"}}'
+TEXT = '{"delta": {"content": "a"}}'
+HALF_OF_A_LETTER = '{"delta": {}}'
+END = '{"delta": {}, "finish_reason": "stop"}'
+
+
+def drive_without_usage(*choices: str) -> tuple[Run, dict[str, Any]]:
+    """A run against a server that says no `usage` and no end, and its request."""
+    stream = "".join(f'data: {{"choices": [{choice}]}}\n\n' for choice in choices)
+    heard: list[dict[str, Any]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        heard.append(json.loads(request.content))
+        return httpx.Response(200, text=stream)
+
+    async def run() -> Run:
+        transport = httpx.MockTransport(handle)
+        workload = Workload(clients=1, requests=1, dialect=WITHOUT_USAGE)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            return await drive(http, workload)
+
+    return asyncio.run(run()), heard[0]
+
+
+def test_a_server_without_usage_is_counted_by_its_events() -> None:
+    run, body = drive_without_usage(ROLE, TEXT, HALF_OF_A_LETTER, TEXT, END)
+    (answer,) = run.answers
+    assert (answer.tokens, answer.prompt_tokens) == (3, None)
+    assert len(answer.stamps) == 2
+    assert figures(run).prompt_tokens == 0
+    assert body["model"] == "m"
+    assert "ignore_eos" not in body
+
+
+def test_a_server_without_usage_ends_with_a_finish_reason() -> None:
+    run, _ = drive_without_usage(ROLE, TEXT)
+    assert "broke off" in run.failures[0]
 
 
 def test_as_many_requests_are_in_flight_as_there_are_clients() -> None:

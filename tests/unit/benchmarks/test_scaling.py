@@ -20,6 +20,13 @@ def test_a_cost_that_grows_too_fast_is_told(
     assert scaling.too_much(name, curve) == told
 
 
+def test_costs_are_predicted_in_proportion_and_the_queue_to_cost_the_same() -> None:
+    curve = {2: 0.5, 4: 0.75, 8: 1.0}
+    assert scaling.predicted("slots", curve) == {2: 0.5, 4: 1.0, 8: 2.0}
+    most = scaling.MOST_PLAN_SECONDS
+    assert scaling.predicted("queue", curve) == {2: most, 4: most, 8: most}
+
+
 def test_planning_costs_little_however_many_wait() -> None:
     for running in (0, 8):
         assert 0 < scaling.plan_seconds(256, running, times=5) < 0.05
