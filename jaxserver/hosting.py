@@ -11,6 +11,7 @@ from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.adapters.engine.going_on import resume
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
+from jaxserver.hearing import hear_requests
 from jaxserver.identity import identity_of, in_background
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
@@ -25,7 +26,6 @@ from jaxserver.snapshot import served_name, take_snapshot
 from jaxserver.wiring import (
     Model,
     compile_model,
-    hear_requests,
     start_engine,
     with_processors,
 )

@@ -30,8 +30,6 @@ from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
 from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
-from jaxserver.adapters.telemetry.listeners import Listeners
-from jaxserver.adapters.telemetry.log import LogTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
 from jaxserver.adapters.tokenizers import gguf as gguf_tokenizer
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
@@ -253,31 +251,6 @@ def compile_model(
     if config.pre_compile:
         compiled.compile_all(progress)
     return compiled
-
-
-def hear_requests(config: ServerConfig, metrics: Telemetry) -> Telemetry:
-    """All who want to hear of finished requests.
-
-    Raises:
-        InvalidConfig: Traces are wanted, but what sends them is not installed.
-    """
-    each = [metrics]
-    if config.logging:
-        each.append(LogTelemetry())
-    if config.traces:
-        each.append(_traces())
-    return Listeners(tuple(each))
-
-
-def _traces() -> Telemetry:
-    try:
-        from jaxserver.adapters.telemetry.traces import (  # noqa: PLC0415  # an extra
-            TraceTelemetry,
-        )
-    except ImportError as error:
-        allowed = "false, or true after pip install 'jaxserver[otel]'"
-        raise InvalidConfig("traces", "True", allowed) from error
-    return TraceTelemetry.to_collector()
 
 
 def start_engine(

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from jaxserver import wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.hearing import hear_requests
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
 from jaxserver.ports.model import TokenBatch
@@ -291,7 +292,7 @@ def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
 
 def heard(config: ServerConfig) -> Telemetry:
     """Who hears of requests, besides one who hears of all of them."""
-    return wiring.hear_requests(config, engines.Records())
+    return hear_requests(config, engines.Records())
 
 
 def test_what_is_wired_together_answers_its_prompts(
