@@ -69,9 +69,14 @@ class Host:
         self._own_prompts = own_prompts
         self.metrics = MetricsTelemetry(self.snapshot)
         self._telemetry = hear_requests(config, self.metrics)
+        self._needed: list[Future[None]] = []
         self._state = ServerState.LOADING
         self._started_seconds = time.monotonic()
         self._compiles_at_ready = 0
+
+    def needs(self, part: Future[None]) -> None:
+        """It is not ready before this has ended, and fails where this does."""
+        self._needed.append(part)
 
     def open(
         self,
@@ -98,6 +103,8 @@ class Host:
             self.compiled = compile_model(self.model, self.config, progress)
             parts = (self.model, self.compiled, self.config, self._telemetry)
             self.engine = start_engine(*parts, self.identity)
+            for part in self._needed:
+                part.result()
         except BaseException:
             self._state = ServerState.FAILED
             raise
