@@ -27,6 +27,7 @@ from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
+from jaxserver.adapters.engine.traces import Traces
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
 from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
@@ -76,6 +77,7 @@ class Model(NamedTuple):
         plan: The memory it was said to take.
         backend: What runs it, `native` or `flax`.
         digests: Of all that it is made of, as soon as that has been read.
+        made_of: See `Backend`.
     """
 
     fns: ModelFns
@@ -87,6 +89,7 @@ class Model(NamedTuple):
     plan: MemoryPlan
     backend: str
     digests: Future[Digests]
+    made_of: str | None = None
 
 
 Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
@@ -214,6 +217,7 @@ def _made(
         plan=_said(_plan(config, backend, engine)),
         backend=backend.kind,
         digests=digests,
+        made_of=backend.made_of,
     )
 
 
@@ -247,10 +251,20 @@ def compile_model(
     _keep_compiled_code()
     use_processor()
     steps = build_steps(model.fns, model.params, model.engine, model.mesh)
-    compiled = CompiledSteps(steps)
+    compiled = CompiledSteps(steps, _traces_of(model))
     if config.pre_compile:
         compiled.compile_all(progress)
     return compiled
+
+
+def _traces_of(model: Model) -> Traces | None:
+    """Where they may be remembered: all that the steps are made of can be said."""
+    is_said = model.made_of is not None and not model.fns.processors
+    if not is_said or jax.process_count() > 1:
+        return None
+    weights = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), model.params)
+    made_of = repr((model.made_of, model.engine, model.mesh, weights))
+    return Traces(made_of, list(model.mesh.devices.flat))
 
 
 def start_engine(

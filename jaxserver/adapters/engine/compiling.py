@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 from jax.stages import Compiled
 
+from jaxserver.adapters.engine.traces import Traces
 from jaxserver.core.executables import Steps
 from jaxserver.ports.progress import Progress
 
@@ -40,8 +41,15 @@ class CompiledSteps:
         steps: How each is compiled.
     """
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, traces: Traces | None = None) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            steps: How each is compiled.
+            traces: What is known of them from another start.
+        """
         self.steps = steps
+        self._traces = traces
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
             ("adopt", 0): steps.adopt,
@@ -71,8 +79,12 @@ class CompiledSteps:
         if key not in self._compiled:
             with self._locks[key]:
                 if key not in self._compiled:
-                    self._compiled[key] = self._build[key]()
+                    self._compiled[key] = self._made(key)
         return self._compiled[key]
+
+    def _made(self, key: tuple[str, int]) -> Compiled:
+        build = self._build[key]
+        return build() if self._traces is None else self._traces.get(*key, build)
 
 
 def _give_memory_back() -> None:
