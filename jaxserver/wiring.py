@@ -247,13 +247,20 @@ def _of_folder(path: Path) -> Parts:
 def compile_model(
     model: Model, config: ServerConfig, progress: Progress
 ) -> CompiledSteps:
-    """Compiles every step before the first request, unless told not to."""
+    """Begins to compile every step, unless told not to.
+
+    A processor compiles some steps while it runs others. The compilers of other devices
+    try things out on them, and several processes run a step together: there everything
+    is compiled before anything is run.
+    """
     _keep_compiled_code()
     use_processor()
     steps = build_steps(model.fns, model.params, model.engine, model.mesh)
     compiled = CompiledSteps(steps, _traces_of(model))
     if config.pre_compile:
-        compiled.compile_all(progress)
+        compiled.begin(progress)
+    if jax.devices()[0].platform != "cpu" or jax.process_count() > 1:
+        compiled.finish()
     return compiled
 
 
@@ -275,7 +282,7 @@ def start_engine(
     identity: Future[Identity],
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
-    """Lets the engine run."""
+    """Lets the engine run, as soon as all that was begun is compiled."""
     shell = Shell(telemetry, time.monotonic, new_seed, identity)
     engine = model.engine
     limits = Limits.of(model.fns, engine)
@@ -287,10 +294,14 @@ def start_engine(
         device = Device(compiled, model.params, engine, orders)
         if config.pre_compile:
             device.warm_up()
+        compiled.finish()
         watchdog_seconds = config.watchdog_seconds
         return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
 
-    text.start(make_loop)
+    try:
+        text.start(make_loop)
+    finally:
+        compiled.cancel()
     return text
 
 

@@ -317,6 +317,7 @@ def test_each_configuration_has_traces_of_its_own(
 def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
     heard: list[tuple[str, int, int]] = []
     made = wiring.compile_model(model, config, lambda *one: heard.append(one))
+    made.finish()
     assert heard == [("compile", count, 9) for count in range(1, 10)]
     return made
 
