@@ -79,6 +79,7 @@ class CompiledSteps:
 
         def compile_one(key: tuple[str, int]) -> None:
             self.get(*key)
+            _give_memory_back()
             with counting:
                 progress("compile", next(count), len(missing))
 
