@@ -5,13 +5,17 @@ from typing import NamedTuple, Protocol
 import fastapi
 
 from jaxserver.adapters.http.app import create_app
+from jaxserver.adapters.http.late import WaitsFor
 from jaxserver.adapters.tokenizers.late import LateTokenizer
 from jaxserver.hosting import Host
+from jaxserver.identity import in_background
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.handlers import Handlers
 from jaxserver.ports.prompt import PromptFormatter
 from jaxserver.ports.status import ServerStatus
 from jaxserver.profiling import JaxProfiler
+
+PAGES = frozenset({"/", "/gradio_chat", "/gradio_instruct"})
 
 
 class Served(Generator, ServerStatus, Protocol):
@@ -27,9 +31,17 @@ class Written(NamedTuple):
 
 
 def application(
-    served: Served, host: Host, written: Written, *, pages: bool
+    served: Served, host: Host, written: Written, *, pages: bool, later: bool = False
 ) -> fastapi.FastAPI:
-    """To serve as it is, or to mount in another one."""
+    """To serve as it is, or to mount in another one.
+
+    Args:
+        served: What answers.
+        host: Brings the model; it is not ready before its application is whole.
+        written: What writes prompts down.
+        pages: With the pages.
+        later: They come meanwhile, which takes seconds; who asks for one waits.
+    """
     config, slots = host.config, host.config.slots or 0
     app = create_app(
         served,
@@ -44,18 +56,26 @@ def application(
         truncate_prompts=config.use_prefix_tokenizer,
         handler_threads=max(32, slots) + config.max_queue,
     )
-    if pages:
-        from jaxserver.adapters.gradio_ui.pages import (  # noqa: PLC0415  # slow
-            mount_pages,
-        )
-
-        mount_pages(
-            app,
-            served,
-            written.chat,
-            instruct_formatter=written.instruct,
-            config=config,
-            handlers=written.handlers,
-            status=served,
-        )
+    if pages and later:
+        mounted = in_background(lambda: _mount_pages(app, served, host, written))
+        app.add_middleware(WaitsFor, paths=PAGES, mounted=mounted)
+        host.needs(mounted)
+    elif pages:
+        _mount_pages(app, served, host, written)
     return app
+
+
+def _mount_pages(
+    app: fastapi.FastAPI, served: Served, host: Host, written: Written
+) -> None:
+    from jaxserver.adapters.gradio_ui.pages import mount_pages  # noqa: PLC0415  # slow
+
+    mount_pages(
+        app,
+        served,
+        written.chat,
+        instruct_formatter=written.instruct,
+        config=host.config,
+        handlers=written.handlers,
+        status=served,
+    )

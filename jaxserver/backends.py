@@ -60,6 +60,8 @@ class Backend(NamedTuple):
         load: Reads its weights, rounds them to the configured type and places them.
         digest: Reads its weights as they are found, and says which they are.
         end_ids: Tokens that end an answer, besides those the tokenizer knows.
+        made_of: What `fns` are made of besides our own code; None where somebody
+            else's code is in them.
     """
 
     kind: Literal["native", "flax"]
@@ -70,6 +72,7 @@ class Backend(NamedTuple):
     load: Load
     digest: Callable[[], str]
     end_ids: frozenset[int] = frozenset()
+    made_of: str | None = None
 
 
 def is_native(checkpoint: Checkpoint, config: ServerConfig) -> bool:
@@ -206,7 +209,8 @@ def _native(
     cached = cache_dtype(kept, compute.dtype)
     fns = transformer_fns(known, max_len, config.page_size, mesh, cached, compute)
     digest = functools.partial(files_digest, checkpoint.files)
-    return Backend("native", fns, specs, place, kept, load, digest)
+    backend = Backend("native", fns, specs, place, kept, load, digest)
+    return backend._replace(made_of=repr((known, max_len, config.page_size, cached)))
 
 
 def _flax(

@@ -11,6 +11,7 @@ from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.adapters.engine.going_on import resume
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.adapters.telemetry.metrics import MetricsTelemetry
+from jaxserver.hearing import hear_requests
 from jaxserver.identity import identity_of, in_background
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed, JaxServerError, NotReady
@@ -25,7 +26,6 @@ from jaxserver.snapshot import served_name, take_snapshot
 from jaxserver.wiring import (
     Model,
     compile_model,
-    hear_requests,
     start_engine,
     with_processors,
 )
@@ -69,9 +69,14 @@ class Host:
         self._own_prompts = own_prompts
         self.metrics = MetricsTelemetry(self.snapshot)
         self._telemetry = hear_requests(config, self.metrics)
+        self._needed: list[Future[None]] = []
         self._state = ServerState.LOADING
         self._started_seconds = time.monotonic()
         self._compiles_at_ready = 0
+
+    def needs(self, part: Future[None]) -> None:
+        """It is not ready before this has ended, and fails where this does."""
+        self._needed.append(part)
 
     def open(
         self,
@@ -98,6 +103,8 @@ class Host:
             self.compiled = compile_model(self.model, self.config, progress)
             parts = (self.model, self.compiled, self.config, self._telemetry)
             self.engine = start_engine(*parts, self.identity)
+            for part in self._needed:
+                part.result()
         except BaseException:
             self._state = ServerState.FAILED
             raise

@@ -30,7 +30,7 @@ def in_background(make: Callable[[], Made]) -> Future[Made]:
         except Exception as error:  # whoever wants it hears of it
             made.set_exception(error)
 
-    threading.Thread(target=run, name="jaxserver-digest", daemon=True).start()
+    threading.Thread(target=run, name="jaxserver-meanwhile", daemon=True).start()
     return made
 
 

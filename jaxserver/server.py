@@ -304,14 +304,20 @@ class JAXServer:
         Args:
             pages: With the chat and instruct pages.
         """
+        return self._app(pages=pages)
+
+    def _app(self, *, pages: bool = True, later: bool = False) -> fastapi.FastAPI:
         instruct = LateFormatter(self._writers.instruct)
         written = Written(self.formatter, instruct, own_handlers(self, JAXServer))
-        return application(self, self._host, written, pages=pages)
+        return application(self, self._host, written, pages=pages, later=later)
 
-    def fire(self) -> str:
-        """Serves over HTTP in the background; returns the address it listens on."""
-        config = self._host.config
-        self._http = HttpServer(self.app(), config.host, config.port)
+    def fire(self, *, pages_later: bool = False) -> str:
+        """Serves over HTTP in the background; returns the address it listens on.
+
+        Told so, before `open`, it brings the pages while that brings the model.
+        """
+        config, app = self._host.config, self._app(later=pages_later)
+        self._http = HttpServer(app, config.host, config.port)
         self._http.start()
         return self.url
 

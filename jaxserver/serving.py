@@ -50,7 +50,7 @@ def _serve(
 ) -> None:
     server = JAXServer(config)
     told_to_stop = _stop_on_signals(server)
-    server.fire()
+    server.fire(pages_later=True)
     try:
         server.open(progress)
         on_ready(server.url)

@@ -27,11 +27,10 @@ from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
+from jaxserver.adapters.engine.traces import Traces
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
 from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
-from jaxserver.adapters.telemetry.listeners import Listeners
-from jaxserver.adapters.telemetry.log import LogTelemetry
 from jaxserver.adapters.tokenizers import folder as folder_tokenizer
 from jaxserver.adapters.tokenizers import gguf as gguf_tokenizer
 from jaxserver.adapters.tokenizers.tokenizer import PieceTokenizer
@@ -83,6 +82,7 @@ class Model(NamedTuple):
         plan: The memory it was said to take.
         backend: What runs it, `native` or `flax`.
         digests: Of all that it is made of, as soon as that has been read.
+        made_of: See `Backend`.
     """
 
     fns: ModelFns
@@ -94,6 +94,7 @@ class Model(NamedTuple):
     plan: MemoryPlan
     backend: str
     digests: Future[Digests]
+    made_of: str | None = None
 
 
 Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
@@ -225,6 +226,7 @@ def _made(
         plan=_said(_plan(config, backend, engine)),
         backend=backend.kind,
         digests=digests,
+        made_of=backend.made_of,
     )
 
 
@@ -254,39 +256,31 @@ def _of_folder(path: Path) -> Parts:
 def compile_model(
     model: Model, config: ServerConfig, progress: Progress
 ) -> CompiledSteps:
-    """Compiles every step before the first request, unless told not to."""
+    """Begins to compile every step, unless told not to.
+
+    A processor compiles some steps while it runs others. The compilers of other devices
+    try things out on them, and several processes run a step together: there everything
+    is compiled before anything is run.
+    """
     _keep_compiled_code()
     use_processor()
     steps = build_steps(model.fns, model.params, model.engine, model.mesh)
-    compiled = CompiledSteps(steps)
+    compiled = CompiledSteps(steps, _traces_of(model))
     if config.pre_compile:
-        compiled.compile_all(progress)
+        compiled.begin(progress)
+    if jax.devices()[0].platform != "cpu" or jax.process_count() > 1:
+        compiled.finish()
     return compiled
 
 
-def hear_requests(config: ServerConfig, metrics: Telemetry) -> Telemetry:
-    """All who want to hear of finished requests.
-
-    Raises:
-        InvalidConfig: Traces are wanted, but what sends them is not installed.
-    """
-    each = [metrics]
-    if config.logging:
-        each.append(LogTelemetry())
-    if config.traces:
-        each.append(_traces())
-    return Listeners(tuple(each))
-
-
-def _traces() -> Telemetry:
-    try:
-        from jaxserver.adapters.telemetry.traces import (  # noqa: PLC0415  # an extra
-            TraceTelemetry,
-        )
-    except ImportError as error:
-        allowed = "false, or true after pip install 'jaxserver[otel]'"
-        raise InvalidConfig("traces", "True", allowed) from error
-    return TraceTelemetry.to_collector()
+def _traces_of(model: Model) -> Traces | None:
+    """Where they may be remembered: all that the steps are made of can be said."""
+    is_said = model.made_of is not None and not model.fns.processors
+    if not is_said or jax.process_count() > 1:
+        return None
+    weights = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), model.params)
+    made_of = repr((model.made_of, model.engine, model.mesh, weights))
+    return Traces(made_of, list(model.mesh.devices.flat))
 
 
 def start_engine(
@@ -297,7 +291,7 @@ def start_engine(
     identity: Future[Identity],
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
-    """Lets the engine run."""
+    """Lets the engine run, as soon as all that was begun is compiled."""
     shell = Shell(telemetry, time.monotonic, new_seed, identity)
     engine = model.engine
     limits = Limits.of(model.fns, engine)
@@ -309,10 +303,14 @@ def start_engine(
         device = Device(compiled, model.params, engine, orders)
         if config.pre_compile:
             device.warm_up()
+        compiled.finish()
         watchdog_seconds = config.watchdog_seconds
         return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
 
-    text.start(make_loop)
+    try:
+        text.start(make_loop)
+    finally:
+        compiled.cancel()
     return text
 
 

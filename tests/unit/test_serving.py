@@ -23,7 +23,7 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
 
-    def fire(self) -> None:
+    def fire(self, *, pages_later: bool) -> None:
         return None
 
     def open(self, progress: Any) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from jaxserver import wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.hearing import hear_requests
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
 from jaxserver.ports.model import TokenBatch
@@ -25,6 +26,7 @@ from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
 from tests import engines
 from tests.contract.tiny_tokenizers import save, single_digits
 from tests.fakes import known
+from tests.processors import PROCESSORS
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}!"
 VOCAB = single_digits().get_vocab_size()
@@ -285,17 +287,48 @@ def test_compiled_code_is_kept_in_our_cache_unless_jax_was_told_where(
     assert kept == str(tmp_path / (told or "compiled"))
 
 
+def test_traces_are_remembered_where_all_that_they_are_made_of_can_be_said(
+    model: wiring.Model,
+) -> None:
+    fns = model.fns._replace(processors=tuple(PROCESSORS.items()))
+    told = [model, model._replace(fns=fns), model._replace(made_of=None)]
+    known = [wiring._traces_of(each) for each in told]
+
+    assert known[0] is not None
+    assert known[1:] == [None, None]
+
+
+def test_each_configuration_has_traces_of_its_own(
+    config: ServerConfig, model: wiring.Model
+) -> None:
+    others = [
+        dataclasses.replace(config, slots=8),
+        dataclasses.replace(config, max_length=64),
+        dataclasses.replace(config, quantize="int8"),
+        dataclasses.replace(config, page_size=64, num_pages=64),
+    ]
+    models = [model, *(wiring.load_model(other, nobody) for other in others)]
+    known = [wiring._traces_of(each) for each in models]
+    names = {each._name for each in known if each is not None}
+    again = wiring._traces_of(wiring.load_model(config, nobody))
+
+    assert len(names) == len(models)
+    assert again is not None
+    assert again._name in names
+
+
 @pytest.fixture(scope="module")
 def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
     heard: list[tuple[str, int, int]] = []
     made = wiring.compile_model(model, config, lambda *one: heard.append(one))
+    made.finish()
     assert heard == [("compile", count, 9) for count in range(1, 10)]
     return made
 
 
 def heard(config: ServerConfig) -> Telemetry:
     """Who hears of requests, besides one who hears of all of them."""
-    return wiring.hear_requests(config, engines.Records())
+    return hear_requests(config, engines.Records())
 
 
 def test_what_is_wired_together_answers_its_prompts(

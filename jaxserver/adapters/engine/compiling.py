@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.stages import Compiled
 
+from jaxserver.adapters.engine.traces import Traces
 from jaxserver.core.executables import Steps
 from jaxserver.ports.progress import Progress
 
@@ -40,8 +42,15 @@ class CompiledSteps:
         steps: How each is compiled.
     """
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, traces: Traces | None = None) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            steps: How each is compiled.
+            traces: What is known of them from another start.
+        """
         self.steps = steps
+        self._traces = traces
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
             ("adopt", 0): steps.adopt,
@@ -52,18 +61,44 @@ class CompiledSteps:
             **{("put", size): build for size, build in steps.put.items()},
         }
         self._compiled: dict[tuple[str, int], Compiled] = {}
+        self._begun: list[concurrent.futures.Future[None]] = []
         self._locks = {key: threading.Lock() for key in self._build}
 
     def compile_all(self, progress: Progress) -> None:
         """Compiles whatever is not compiled yet, several at a time."""
+        try:
+            self.begin(progress)
+            self.finish()
+        finally:
+            self.cancel()
+
+    def begin(self, progress: Progress) -> None:
+        """The same meanwhile; who wants one that is being compiled waits for it."""
         missing = [key for key in self._build if key not in self._compiled]
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            futures = [pool.submit(self.get, *key) for key in missing]
-            done = concurrent.futures.as_completed(futures)
-            for count, future in enumerate(done, 1):
-                future.result()
-                progress("compile", count, len(missing))
-        _give_memory_back()
+        count, counting = itertools.count(1), threading.Lock()
+
+        def compile_one(key: tuple[str, int]) -> None:
+            self.get(*key)
+            _give_memory_back()
+            with counting:
+                progress("compile", next(count), len(missing))
+
+        pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+        self._begun = [pool.submit(compile_one, key) for key in missing]
+        pool.shutdown(wait=False)
+
+    def finish(self) -> None:
+        """Waits for what was begun; the first error is told."""
+        for future in concurrent.futures.as_completed(self._begun):
+            future.result()
+        if self._begun:
+            _give_memory_back()
+        self._begun = []
+
+    def cancel(self) -> None:
+        """What was begun, but has had no turn yet, is not wanted any more."""
+        for future in self._begun:
+            future.cancel()
 
     def get(self, kind: str, size: int) -> Compiled:
         """The executable of a kind and a size; see `core.executables.Kind`."""
@@ -71,8 +106,12 @@ class CompiledSteps:
         if key not in self._compiled:
             with self._locks[key]:
                 if key not in self._compiled:
-                    self._compiled[key] = self._build[key]()
+                    self._compiled[key] = self._made(key)
         return self._compiled[key]
+
+    def _made(self, key: tuple[str, int]) -> Compiled:
+        build = self._build[key]
+        return build() if self._traces is None else self._traces.get(*key, build)
 
 
 def _give_memory_back() -> None:

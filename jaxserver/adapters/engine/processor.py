@@ -18,6 +18,12 @@ def use_processor(told: Path = _CPU_INFO) -> None:
     Args:
         told: What Linux says of the processor; elsewhere nothing is known.
     """
+    if multiplies_both(told):
+        multiply_both_on_cpu()
+
+
+def multiplies_both(told: Path = _CPU_INFO) -> bool:
+    """Whether it multiplies unsigned bytes with signed ones."""
     with contextlib.suppress(OSError):
-        if _INSTRUCTIONS.search(told.read_text()):
-            multiply_both_on_cpu()
+        return _INSTRUCTIONS.search(told.read_text()) is not None
+    return False

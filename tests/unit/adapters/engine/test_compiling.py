@@ -2,7 +2,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -93,6 +93,39 @@ def test_a_failed_compilation_is_told_and_may_be_tried_again() -> None:
     builds.fail = None
 
     assert compiled.get("init", 0) is EXECUTABLE
+
+
+def test_what_is_begun_is_compiled_meanwhile_and_waited_for() -> None:
+    builds = Builds(seconds=0.02)
+    compiled = CompiledSteps(builds.steps())
+    compiled.begin(lambda stage, done, total: None)
+    assert len(builds.done) < 6
+    assert compiled.get("decode", 8) is EXECUTABLE
+    compiled.finish()
+
+    assert len(builds.done) == len(set(builds.done)) == 6
+
+
+def test_a_failure_meanwhile_is_told_at_the_end() -> None:
+    builds = Builds()
+    builds.fail = lambda: MemoryError("too large")
+    compiled = CompiledSteps(builds.steps())
+    compiled.begin(lambda stage, done, total: None)
+    with pytest.raises(MemoryError, match="too large"):
+        compiled.finish()
+
+
+def test_what_is_not_wanted_any_more_is_not_begun() -> None:
+    builds = Builds(seconds=0.05)
+    steps = builds.steps()
+    many = {rows: builds._build("decode", rows) for rows in range(200)}
+    compiled = CompiledSteps(steps._replace(decode=many))
+    compiled.begin(lambda stage, done, total: None)
+    compiled.cancel()
+    with pytest.raises(CancelledError):
+        compiled.finish()
+
+    assert len(builds.done) < 200
 
 
 def test_an_eager_operation_of_a_new_shape_is_counted() -> None:
