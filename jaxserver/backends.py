@@ -168,7 +168,9 @@ def with_draft(backend: Backend, draft: Backend, name: str) -> Backend:
         return Pair(backend.load(progress), draft.load(progress))
 
     specs = Pair(backend.specs, draft.specs)
-    return backend._replace(fns=with_draft_model(fns, other), specs=specs, load=load)
+    made_of = repr((backend.made_of, draft.made_of))
+    both = with_draft_model(fns, other)
+    return backend._replace(fns=both, specs=specs, load=load, made_of=made_of)
 
 
 def backend_in_memory(
@@ -197,8 +199,8 @@ def _native(
     check_shapes(known, checkpoint)
 
     rounded, mesh = DTYPES[config.dtype], place.mesh
-    as_asked = {"auto": compute.dtype, "none": rounded, "int8": "int8", "fp8": FP8}
-    kept = as_asked[config.quantize]
+    as_asked = {"none": rounded, "int8": "int8", "fp8": FP8}
+    kept = as_asked.get(config.quantize, fastest(rounded, compute))
     specs = kept_as(with_rules(param_specs(known), place.rules), kept)
     dtypes = (rounded, kept)
 
@@ -210,7 +212,23 @@ def _native(
     fns = transformer_fns(known, max_len, config.page_size, mesh, cached, compute)
     digest = functools.partial(files_digest, checkpoint.files)
     backend = Backend("native", fns, specs, place, kept, load, digest)
-    return backend._replace(made_of=repr((known, max_len, config.page_size, cached)))
+    return backend._replace(
+        made_of=repr((known, max_len, config.page_size, cached, compute))
+    )
+
+
+def fastest(rounded: str, compute: Compute) -> str:
+    """The type that weights are kept in where nobody chose one.
+
+    A CPU has no fast 16-bit arithmetic; in int8 it reads the least, and the answers are
+    as good: see `benchmarks/quality.py`.
+
+    Args:
+        rounded: The model's type.
+        compute: On what and in what it is computed.
+    """
+    is_16_bit = rounded != "float32"
+    return "int8" if compute.platform == "cpu" and is_16_bit else compute.dtype
 
 
 def _flax(
