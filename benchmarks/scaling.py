@@ -142,7 +142,7 @@ def draw(curves: Mapping[str, Curve], file: Path) -> None:
         axes.set(xscale="log", yscale="log")
         axes.set_xticks(list(curve), labels=[f"{n:,}" for n in curve])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:,.10g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
