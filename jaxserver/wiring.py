@@ -20,14 +20,13 @@ from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_files import need_torch
 from jaxserver.adapters.engine.compile_cache import keep_compiled_code
-from jaxserver.adapters.engine.compiling import CompiledSteps
+from jaxserver.adapters.engine.compiling import CompiledSteps, Remembered
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.text import Shell, TextEngine
-from jaxserver.adapters.engine.traces import Traces
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
 from jaxserver.adapters.prompts.formatter import ChatTemplateFormatter
@@ -265,7 +264,7 @@ def compile_model(
     _keep_compiled_code()
     use_processor()
     steps = build_steps(model.fns, model.params, model.engine, model.mesh)
-    compiled = CompiledSteps(steps, _traces_of(model))
+    compiled = CompiledSteps(steps, _remembered(model))
     if config.pre_compile:
         compiled.begin(progress)
     if jax.devices()[0].platform != "cpu" or jax.process_count() > 1:
@@ -273,14 +272,22 @@ def compile_model(
     return compiled
 
 
-def _traces_of(model: Model) -> Traces | None:
-    """Where they may be remembered: all that the steps are made of can be said."""
+def _remembered(model: Model) -> Remembered | None:
+    """Steps of other starts, where all that they are made of can be said.
+
+    They are read by ways into JAX that another version of it may not have.
+    """
+    try:
+        from jaxserver.adapters.engine.traces import Traces  # noqa: PLC0415  # see above
+    except ImportError as error:
+        LOGGER.debug("steps are traced at every start: %s", error)
+        return None
     is_said = model.made_of is not None and not model.fns.processors
     if not is_said or jax.process_count() > 1:
         return None
     weights = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), model.params)
     made_of = repr((model.made_of, model.engine, model.mesh, weights))
-    return Traces(made_of, list(model.mesh.devices.flat))
+    return Traces(made_of, list(model.mesh.devices.flat)).get
 
 
 def start_engine(

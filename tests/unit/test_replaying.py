@@ -161,11 +161,11 @@ def test_a_configuration_that_this_version_does_not_know_is_named(
     file: Path, folder: Path, tmp_path: Path
 ) -> None:
     changed = receipt_in(file)
-    changed["config"]["speculate"] = True
+    changed["config"]["beams"] = 4
     (tmp_path / "changed.json").write_text(json.dumps(changed))
     result = run("replay", tmp_path / "changed.json", "--model", folder)
     assert result.exit_code == 2
-    assert "config.speculate: got an unknown name" in result.stderr
+    assert "config.beams: got an unknown name" in result.stderr
 
 
 def test_a_seed_that_was_changed_gives_another_answer(

@@ -171,28 +171,38 @@ def test_a_plan_reads_no_weights(config: ServerConfig, tmp_path: Path) -> None:
     assert wiring.plan(other).num_parameters == wiring.plan(config).num_parameters
 
 
-@pytest.mark.parametrize("quantize", ["auto", "none"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_16_bit_weights_are_computed_in_float32_on_a_cpu_and_that_is_said(
     config: ServerConfig,
     model: wiring.Model,
     caplog: pytest.LogCaptureFixture,
     dtype: str,
-    quantize: str,
 ) -> None:
-    half = dataclasses.replace(config, dtype=dtype, quantize=quantize)
+    half = dataclasses.replace(config, dtype=dtype, quantize="none")
     with caplog.at_level(logging.INFO, "jaxserver"):
         loaded = wiring.load_model(half, nobody)
 
-    kept = jnp.float32 if quantize == "auto" else DTYPES[dtype]
-    rounded = jax.tree.map(
-        lambda leaf: leaf.astype(DTYPES[dtype]).astype(kept), model.params
-    )
+    rounded = jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), model.params)
     chex.assert_trees_all_equal(loaded.params, rounded, strict=True)
-    kept_in = "float32" if quantize == "auto" else DTYPES[dtype]
-    said = f"{DTYPES[dtype]} weights are kept in {kept_in} and computed in float32"
-    assert said in caplog.text
-    assert (loaded.plan.working_bytes_per_device > 0) == (quantize == "none")
+    kept_in = f"{DTYPES[dtype]} weights are kept in {DTYPES[dtype]}"
+    assert f"{kept_in} and computed in float32" in caplog.text
+    assert loaded.plan.working_bytes_per_device > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [("fp16", "int8"), ("bf16", "int8"), ("fp32", "none")]
+)
+def test_weights_of_16_bits_are_kept_in_int8_on_a_cpu_where_nobody_chose(
+    config: ServerConfig, dtype: str, kept: str
+) -> None:
+    silent, chosen = (
+        wiring.load_model(
+            dataclasses.replace(config, dtype=dtype, quantize=quantize), nobody
+        )
+        for quantize in ("auto", kept)
+    )
+    chex.assert_trees_all_equal(silent.params, chosen.params, strict=True)
+    assert silent.plan == chosen.plan
 
 
 @pytest.mark.parametrize("quantize", ["int8", "fp8"])
@@ -292,13 +302,13 @@ def test_traces_are_remembered_where_all_that_they_are_made_of_can_be_said(
 ) -> None:
     fns = model.fns._replace(processors=tuple(PROCESSORS.items()))
     told = [model, model._replace(fns=fns), model._replace(made_of=None)]
-    known = [wiring._traces_of(each) for each in told]
+    known = [wiring._remembered(each) for each in told]
 
     assert known[0] is not None
     assert known[1:] == [None, None]
 
 
-def test_each_configuration_has_traces_of_its_own(
+def test_each_configuration_has_remembered_its_own(
     config: ServerConfig, model: wiring.Model
 ) -> None:
     others = [
@@ -308,13 +318,15 @@ def test_each_configuration_has_traces_of_its_own(
         dataclasses.replace(config, page_size=64, num_pages=64),
     ]
     models = [model, *(wiring.load_model(other, nobody) for other in others)]
-    known = [wiring._traces_of(each) for each in models]
-    names = {each._name for each in known if each is not None}
-    again = wiring._traces_of(wiring.load_model(config, nobody))
 
+    def name_of(model: wiring.Model) -> str:
+        records: Any = wiring._remembered(model)
+        name: str = records.__self__._name
+        return name
+
+    names = {name_of(each) for each in models}
     assert len(names) == len(models)
-    assert again is not None
-    assert again._name in names
+    assert name_of(wiring.load_model(config, nobody)) in names
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 from jax.stages import Compiled
 
-from jaxserver.adapters.engine.traces import Traces
 from jaxserver.core.executables import Steps
 from jaxserver.ports.progress import Progress
 
@@ -35,6 +35,9 @@ COMPILES = CompileCounter()
 """One for the process: JAX's listeners are."""
 
 
+Remembered: TypeAlias = Callable[[str, int, Callable[[], Compiled]], Compiled]
+
+
 class CompiledSteps:
     """The executables of one engine, each compiled at most once.
 
@@ -42,15 +45,15 @@ class CompiledSteps:
         steps: How each is compiled.
     """
 
-    def __init__(self, steps: Steps, traces: Traces | None = None) -> None:
+    def __init__(self, steps: Steps, remembered: Remembered | None = None) -> None:
         """Compiles nothing yet.
 
         Args:
             steps: How each is compiled.
-            traces: What is known of them from another start.
+            remembered: By kind, size and how it is compiled, one of another start.
         """
         self.steps = steps
-        self._traces = traces
+        self._remembered = remembered
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
             ("adopt", 0): steps.adopt,
@@ -111,7 +114,7 @@ class CompiledSteps:
 
     def _made(self, key: tuple[str, int]) -> Compiled:
         build = self._build[key]
-        return build() if self._traces is None else self._traces.get(*key, build)
+        return self._remembered(*key, build) if self._remembered else build()
 
 
 def _give_memory_back() -> None:

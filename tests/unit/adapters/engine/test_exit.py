@@ -36,7 +36,8 @@ class Endless(Device):
         outcome = Outcome(
             tokens=ids, counts=np.ones(4, np.int32), ends=np.zeros(4, np.int32),
             steps=np.int32(1), logprobs=floats, top_ids=ids, top_logprobs=floats,
-            sound=np.ones(4, np.bool_),
+            sound=np.ones(4, np.bool_), drafted=np.zeros(4, np.int32),
+            accepted=np.zeros(4, np.int32),
         )
         return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
 
