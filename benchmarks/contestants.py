@@ -201,6 +201,8 @@ def library(
             return heard
 
         def measure(workload: Workload) -> Sample:
+            if workload.text != "words":
+                raise SystemExit(f"{script} is asked in tokens: leave it out by --only")
             rows, length = workload.clients, workload.prompt_tokens
             prompts = [chance.choices(range(vocab), k=length) for _ in range(rows)]
             done = say({"prompts": prompts, "new_tokens": workload.new_tokens})

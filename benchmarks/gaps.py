@@ -22,8 +22,9 @@ if __name__ == "__main__":
 
 import httpx
 
-from benchmarks.load import WORDS, WORDS_PER_TOKEN, events
+from benchmarks.load import events
 from benchmarks.starting import fetch, started
+from benchmarks.texts import WORDS, WORDS_PER_TOKEN
 
 TIMES = 3
 """The worst wait with the long prompt, in medians without it, at most."""

@@ -20,8 +20,9 @@ if __name__ == "__main__":
 
 import httpx
 
-from benchmarks.load import WORDS, RequestFailed, events
+from benchmarks.load import RequestFailed, events
 from benchmarks.starting import fetch, started
+from benchmarks.texts import WORDS
 
 WEIGHTS = {
     "float32": ("--dtype", "fp32", "--quantize", "none"),

@@ -8,19 +8,14 @@ import asyncio
 import dataclasses
 import itertools
 import json
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
 
 import httpx
 
-WORDS_PER_TOKEN = 0.95  # of the words below, in the vocabulary of the default model
-WORDS = (
-    *("amber", "basket", "cedar", "dragon", "ember", "falcon", "garden", "harbor"),
-    *("island", "jacket", "kettle", "lantern", "meadow", "needle", "orchard", "pepper"),
-    *("quarry", "ribbon", "saddle", "timber", "umbrella", "velvet", "window", "yellow"),
-)
+from benchmarks.texts import TEXTS
+
 DONE = "[DONE]"
 Clock: TypeAlias = Callable[[], float]
 
@@ -59,6 +54,7 @@ class Workload:
         asked_before: How many of the texts there are were asked already, so that no
             server remembers one.
         dialect: How the server is asked.
+        text: What kind of texts: `words` or `edits`.
     """
 
     clients: int
@@ -67,6 +63,7 @@ class Workload:
     new_tokens: int = 64
     asked_before: int = 0
     dialect: Dialect = COMMON
+    text: str = "words"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,18 +112,12 @@ def client_of(url: str, timeout_seconds: float) -> httpx.AsyncClient:
     )
 
 
-def prompts(tokens: int, first: int = 0) -> Iterator[str]:
-    """Texts that share no beginning, the same ones every time."""
-    for number in itertools.count(first):
-        words = random.Random(number).choices(WORDS, k=round(tokens * WORDS_PER_TOKEN))
-        yield " ".join(words)
-
-
 async def drive(
     client: httpx.AsyncClient, workload: Workload, clock: Clock = time.perf_counter
 ) -> Run:
     """Keeps `clients` requests in flight until all of them are answered."""
-    every = prompts(workload.prompt_tokens, workload.asked_before)
+    texts_of = TEXTS[workload.text]
+    every = texts_of(workload.prompt_tokens, workload.asked_before)
     texts = itertools.islice(every, workload.requests)
     answers: list[Answer] = []
     failures: list[str] = []

@@ -25,8 +25,9 @@ if __name__ == "__main__":
 import httpx
 
 from benchmarks.invariance import whole
-from benchmarks.load import WORDS, WORDS_PER_TOKEN, events
+from benchmarks.load import events
 from benchmarks.starting import fetch, started
+from benchmarks.texts import WORDS, WORDS_PER_TOKEN
 
 SHARE = 1 / 5
 """Of the first request's time to its first token, what each later one may take."""

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import httpx
 
-from benchmarks.load import DONE, WORDS
+from benchmarks.load import DONE
+from benchmarks.texts import WORDS
 
 AT_ONCE = 200
 """Connections of a burst."""

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from benchmarks.contestants import CONTESTANTS, Measure, Missing, Sample, Setting
 from benchmarks.load import Workload
 from benchmarks.starting import fetch
+from benchmarks.texts import TEXTS
 from jaxserver.adapters.checkpoints.gguf import open_gguf
 from jaxserver.core.families.llama import from_gguf
 
@@ -48,6 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--prompt-tokens", type=int, default=128)
     add("--new-tokens", type=int, default=64)
+    add("--text", choices=TEXTS, default="words", help="what servers are asked")
     add("--json", type=Path, metavar="FILE", help="write every round there too")
     add("serve", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -139,6 +141,7 @@ def workload(args: argparse.Namespace, clients: int, nth: int) -> Workload:
         requests=requests,
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens,
+        text=args.text,
         asked_before=before + sum(c * args.turns for c in args.clients if c < clients),
     )
 

@@ -1,5 +1,4 @@
 import asyncio
-import itertools
 import json
 from typing import Any
 
@@ -7,7 +6,7 @@ import httpx
 import pytest
 
 from benchmarks.figures import figures
-from benchmarks.load import Dialect, Run, Workload, drive, prompts
+from benchmarks.load import Dialect, Run, Workload, drive
 from jaxserver.ports.errors import ServerFull
 from tests.fakes import ScriptedGenerator
 from tests.unit.benchmarks.serving import drive_in_process, serving
@@ -136,9 +135,3 @@ def test_as_many_requests_are_in_flight_as_there_are_clients() -> None:
     assert len(spans) == 6
     first_end = min(end for _, end in spans)
     assert [sent < first_end for sent, _ in spans] == [True] * 3 + [False] * 3
-
-
-def test_prompts_differ_and_are_the_same_every_time() -> None:
-    first = list(itertools.islice(prompts(64), 20))
-    assert len(set(first)) == 20
-    assert list(itertools.islice(prompts(64), 20)) == first
