@@ -5,6 +5,7 @@ With whole-row pages a slot is a page of the pool, and the row of the same numbe
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -23,6 +24,8 @@ from jaxserver.core.schedule import (
 )
 from jaxserver.core.seating import admit, make_room, replaced, store
 
+CALL_COST = 24
+"""Tokens that a prefill could run in the time that its call takes besides its own."""
 MAX_ATTEMPTS = 2
 """A request is not tried again after so many dispatches with it have failed."""
 
@@ -161,10 +164,36 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
     if any(running.request.scored for running in together):
         time = engine.score_length or longest
         return PrefillPlan(tuple(_chunk(r, time) for r in together), time)
-    chunks = tuple(_chunk(r, longest) for r in together)
-    needed = max(chunk.length for chunk in chunks)
+    needed = min(longest, max(r.wanted - r.prefilled for r in together))
+    if engine.chunk is None:
+        needed = first_piece(needed, engine.prefill_lengths)
+    chunks = tuple(_chunk(r, needed) for r in together)
     time = next(length for length in engine.prefill_lengths if length >= needed)
     return PrefillPlan(chunks, time)
+
+
+def first_piece(count: int, lengths: tuple[int, ...]) -> int:
+    """How many of some tokens to run first, for all of them to cost the least.
+
+    Either all, padded, or as many as one of the lengths has, and then the rest.
+
+    Args:
+        count: How many there are, at most the longest length.
+        lengths: To which the tokens of a call are padded, shortest first.
+    """
+    return _cheapest(count, lengths)[1]
+
+
+@functools.cache
+def _cheapest(count: int, lengths: tuple[int, ...]) -> tuple[int, int]:
+    """What some tokens cost, in tokens, and how many of them go first."""
+    padded = next(length for length in lengths if length >= count)
+    ways = [(padded + CALL_COST, count)]
+    for length in lengths:
+        if length < count:
+            rest, _ = _cheapest(count - length, lengths)
+            ways.append((length + CALL_COST + rest, length))
+    return min(ways, key=lambda way: (way[0], -way[1]))
 
 
 def _chunk(running: RunningRequest, longest: int) -> Chunk:

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
@@ -87,8 +88,40 @@ def test_nothing_to_do_is_no_plan() -> None:
 
 
 def test_a_short_prompt_is_one_chunk_padded_to_the_least_length_that_holds_it() -> None:
-    chunk = chunk_of(0, 0, (0, 33), 33)
-    assert next_plan(state_of(33)) == PrefillPlan((chunk,), 128)
+    chunk = chunk_of(0, 0, (0, 81), 81)
+    assert next_plan(state_of(81)) == PrefillPlan((chunk,), 128)
+
+
+def test_a_prompt_is_cut_where_padding_it_would_cost_more() -> None:
+    state, found = state_of(163), []
+    for _ in range(3):
+        plan, state = scheduler.plan(state, ENGINE, 0.0)
+        assert isinstance(plan, PrefillPlan)
+        found.append((plan.chunks[0].length, plan.time))
+    assert found == [(128, 128), (32, 32), (3, 16)]
+
+
+@pytest.mark.parametrize("count", range(1, 129))
+def test_no_other_way_to_run_some_tokens_costs_less(count: int) -> None:
+    lengths = ENGINE.prefill_lengths
+    short, long, _ = lengths
+
+    def cost(pieces: Sequence[int]) -> int:
+        padded = (min(n for n in lengths if n >= piece) for piece in pieces)
+        return sum(length + scheduler.CALL_COST for length in padded)
+
+    pieces, left = [], count
+    while left:
+        pieces.append(scheduler.first_piece(left, lengths))
+        left -= pieces[-1]
+    whole = [
+        [*[long] * i, *[short] * j, count - i * long - j * short]
+        for i in range(count // long + 1)
+        for j in range((count - i * long) // short + 1)
+    ]
+    others = [[piece for piece in way if piece] for way in [[count], *whole]]
+    assert sum(pieces) == count
+    assert cost(pieces) == min(cost(way) for way in others)
 
 
 def test_a_long_prompt_goes_in_chunks_of_the_longest_length() -> None:
@@ -103,9 +136,9 @@ def test_prompts_are_prefilled_together_in_order_of_arrival() -> None:
     assert isinstance(plan, PrefillPlan)
     assert [(c.request_id, c.slot, c.length) for c in plan.chunks] == [
         (0, 0, 5),
-        (1, 1, 40),
+        (1, 1, 32),
     ]
-    assert plan.time == 128
+    assert plan.time == 32
 
 
 def test_prefill_and_decode_take_turns() -> None:
