@@ -33,16 +33,11 @@ def _open(config: ServerConfig, progress: Progress) -> Iterator[OpenModel]:
 
 def _serve(config: ServerConfig, progress: Progress, on_ready: OnReady) -> None:
     # What a start makes is there to stay: to look through it again and again for what
-    # may go takes a fifth of the imports' time, and would take it later as well.
+    # may go takes a fifth of the imports' time.
     gc.disable()
     from jaxserver.serving import serve  # noqa: PLC0415  # imports JAX
 
-    def ready(url: str) -> None:
-        gc.freeze()
-        gc.enable()
-        on_ready(url)
-
-    serve(config, progress, ready)
+    serve(config, progress, on_ready)
 
 
 def _pull(model: str, progress: Progress) -> str:

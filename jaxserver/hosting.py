@@ -1,5 +1,6 @@
 """One model from its configuration to its end: loaded, compiled, running, drained."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -31,6 +32,8 @@ from jaxserver.wiring import (
 )
 
 LOADING_RETRY_SECONDS = 5
+PART_SECONDS = 10.0
+"""How long the end waits for a part of the application that is still coming."""
 
 
 class Host:
@@ -93,6 +96,9 @@ class Host:
         """
         try:
             self.model = with_processors(load(), self._processors)
+            for part in self._needed:
+                if part.done():
+                    part.result()
             sizes = self.model.engine
             self.config = dataclasses.replace(
                 self.config, slots=sizes.slots, max_length=sizes.max_len
@@ -119,18 +125,21 @@ class Host:
         self._compiles_at_ready = COMPILES.count
 
     def resume(self, path: Path, max_new_tokens: int | None) -> SavableStream:
-        if self.engine is None:
-            raise self.not_ready()
-        return resume(self.engine, path, max_new_tokens)
+        return resume(self._ready_engine(), path, max_new_tokens)
 
     def generate(self, request: GenerationRequest) -> SavableStream:
         try:
-            if self.engine is None:
-                raise self.not_ready()
-            return self.engine.generate(request)
+            return self._ready_engine().generate(request)
         except JaxServerError as error:
             self._telemetry.request_finished(_not_taken(request, error))
             raise
+
+    def _ready_engine(self) -> TextEngine:
+        """Requests wait until all that is promised is there."""
+        is_early = self._state in {ServerState.LOADING, ServerState.COMPILING}
+        if self.engine is None or is_early:
+            raise self.not_ready()
+        return self.engine
 
     def drain(self, seconds: float) -> bool:
         """Takes no more requests, lets those there are finish, and stops.
@@ -139,6 +148,8 @@ class Host:
         """
         if self._state is not ServerState.FAILED:
             self._state = ServerState.DRAINING
+        # A process that ends while a thread of it imports may end in an abort.
+        concurrent.futures.wait(self._needed, PART_SECONDS)
         has_ended = self.engine is None or self.engine.close(seconds)
         self._telemetry.close()
         return has_ended

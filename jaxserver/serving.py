@@ -1,5 +1,6 @@
 """The `serve` command: listen, load, answer, and leave when told to."""
 
+import gc
 import logging
 import os
 import signal
@@ -53,6 +54,7 @@ def _serve(
     server.fire(pages_later=True)
     try:
         server.open(progress)
+        _settle()
         on_ready(server.url)
         while not told_to_stop.wait(CHECK_SECONDS):
             if not server.is_alive():
@@ -67,7 +69,16 @@ def _serve(
 def _follow(config: ServerConfig, progress: Progress) -> None:
     """Serves the same model as process 0, and nobody but it."""
     model = with_processors(load_model(config, progress), {})
-    follow(model, compile_model(model, config, progress))
+    compiled = compile_model(model, config, progress)
+    _settle()
+    follow(model, compiled)
+
+
+def _settle() -> None:
+    """What a start has made is not looked through again, each time for what may go."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _stop_on_signals(server: JAXServer) -> threading.Event:

@@ -42,13 +42,13 @@ from jaxserver.backends import (
     is_native,
 )
 from jaxserver.core.compute import Compute, compute_on
-from jaxserver.core.config import MIN_CALL_TOKENS, EngineConfig
+from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.memory import plan_memory
 from jaxserver.core.params import leaves
 from jaxserver.core.partition_rules import read_rules
 from jaxserver.core.processors import check as check_processors
-from jaxserver.core.sharding import make_mesh, num_devices
+from jaxserver.core.sharding import make_mesh
 from jaxserver.identity import in_background
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import EngineFailed, InvalidConfig
@@ -61,15 +61,9 @@ from jaxserver.ports.receipt import Digests, Identity
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.tensors import Checkpoint
 from jaxserver.ports.tokenizer import Tokenizer
+from jaxserver.sizing import engine_config
 
 LOGGER = logging.getLogger("jaxserver")
-DEFAULT_SLOTS = {"cpu": 8}
-ACCELERATOR_SLOTS = 32
-FREE_TOKENS = {"cpu": MIN_CALL_TOKENS}
-ACCELERATOR_FREE_TOKENS = 32
-"""So few that a step takes as long as its weights take to be read."""
-
-
 Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
 """Tokenizer and formatter, and the digest of the model's own settings."""
 
@@ -105,7 +99,7 @@ def plan(config: ServerConfig) -> MemoryPlan:
     checkpoint = open_checkpoint(locate(config.model, no_progress))
     place, compute = _place(config), _compute(config)
     backend = backend_of(checkpoint, config, place, compute, no_progress)
-    return _plan(config, backend, _engine(config, backend))
+    return _plan(config, backend, engine_config(config, backend))
 
 
 def load_model(
@@ -203,7 +197,7 @@ def _made(
     if has_draft(config) and backend.fns.guess is None:
         allowed = "ngram or none for a model that is run by its Flax class"
         raise InvalidConfig("speculate", config.speculate, allowed)
-    engine = _engine(config, backend)
+    engine = engine_config(config, backend)
     dtypes = (DTYPES[config.dtype], backend.kept, _compute(config).dtype)
     if len(set(dtypes)) > 1:
         said = "%s weights are kept in %s and computed in %s on this device"
@@ -268,7 +262,10 @@ def compile_model(
     if config.pre_compile:
         compiled.begin(progress)
     if jax.devices()[0].platform != "cpu" or jax.process_count() > 1:
-        compiled.finish()
+        try:
+            compiled.finish()
+        finally:
+            compiled.cancel()
     return compiled
 
 
@@ -277,17 +274,18 @@ def _remembered(model: Model) -> Remembered | None:
 
     They are read by ways into JAX that another version of it may not have.
     """
-    try:
-        from jaxserver.adapters.engine.traces import Traces  # noqa: PLC0415  # see above
-    except ImportError as error:
-        LOGGER.debug("steps are traced at every start: %s", error)
-        return None
     is_said = model.made_of is not None and not model.fns.processors
     if not is_said or jax.process_count() > 1:
         return None
     weights = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), model.params)
     made_of = repr((model.made_of, model.engine, model.mesh, weights))
-    return Traces(made_of, list(model.mesh.devices.flat)).get
+    try:
+        from jaxserver.adapters.engine.traces import Traces  # noqa: PLC0415  # see above
+
+        return Traces(made_of, list(model.mesh.devices.flat)).get
+    except (ImportError, AttributeError, TypeError) as error:
+        LOGGER.debug("steps are traced at every start: %s", error)
+        return None
 
 
 def start_engine(
@@ -299,10 +297,6 @@ def start_engine(
     new_seed: Callable[[], int] = lambda: secrets.randbits(64),
 ) -> TextEngine:
     """Lets the engine run, as soon as all that was begun is compiled."""
-    shell = Shell(telemetry, time.monotonic, new_seed, identity)
-    engine = model.engine
-    limits = Limits.of(model.fns, engine)
-    text = TextEngine(model.tokenizer, config, engine.slots, limits, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         is_one = jax.process_count() == 1
@@ -314,7 +308,11 @@ def start_engine(
         watchdog_seconds = config.watchdog_seconds
         return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
 
+    engine = model.engine
     try:
+        shell = Shell(telemetry, time.monotonic, new_seed, identity)
+        limits = Limits.of(model.fns, engine)
+        text = TextEngine(model.tokenizer, config, engine.slots, limits, shell)
         text.start(make_loop)
     finally:
         compiled.cancel()
@@ -332,35 +330,6 @@ def follow(model: Model, compiled: CompiledSteps) -> None:
         Broadcast(compiled.steps, model.engine).follow(device.follow)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         raise EngineFailed(f"another process is lost: {error}") from error
-
-
-def _engine(config: ServerConfig, backend: Backend) -> EngineConfig:
-    """The sizes that follow from what was asked for and what the model allows.
-
-    The number of slots that nobody chose is one that the mesh divides.
-    """
-    fns, mesh = backend.fns, backend.place.mesh
-    is_fast = config.numerics == "fast"
-    if fns.max_len < config.max_length:
-        LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
-    platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
-    usual = DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS)
-    return EngineConfig(
-        slots=config.slots or -(-usual // row_parts) * row_parts,
-        prefill_rows=config.batch_size,
-        max_len=fns.max_len,
-        max_stream_tokens=config.max_stream_tokens,
-        chunk=fns.chunk,
-        is_fast=is_fast,
-        encoder_lengths=fns.encoder_lengths,
-        row_parts=row_parts,
-        tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
-        pages=config.num_pages,
-        # Between processes the order of a sum goes by the size of what is summed up.
-        free_tokens=FREE_TOKENS.get(platform, ACCELERATOR_FREE_TOKENS),
-        speculates=config.speculate != "none",
-        prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
-    )
 
 
 def _place(config: ServerConfig, partition_rules: PartitionRules = ()) -> Place:

@@ -95,6 +95,8 @@ class EngineConfig:
         speculates: Tokens are guessed where running them costs nothing.
         free_tokens: So many tokens of a decode step cost no more than one: at least
             the fewest that a call has, which are padded to.
+        call_tokens: The call of a prefill takes as long, besides its tokens, as so many
+            more would.
         ageing_seconds: A request that has waited so long is as urgent as one of the
             next lower priority.
     """
@@ -113,6 +115,7 @@ class EngineConfig:
     prefix_cache: bool = True
     speculates: bool = True
     free_tokens: int = MIN_CALL_TOKENS
+    call_tokens: int = 24
     ageing_seconds: float = 10.0
 
     def __post_init__(self) -> None:

@@ -81,16 +81,16 @@ def _undivided(specs: Iterable[ParamSpec], mesh: Mesh) -> tuple[str, ...]:
 def _widened_bytes(
     specs: Sequence[ParamSpec], counts: Sequence[int], dtype: str, computed: str
 ) -> int:
-    """Of the one weight that is widened at a time, which int8 ones are not.
+    """Of the one weight that is widened at a time; in float32 int8 ones are not.
 
-    See `ops.widen`.
+    See `ops.widen` and `ops.linear`.
     """
     wide = jax.numpy.dtype(computed).itemsize
 
     def is_widened(spec: ParamSpec) -> bool:
         kept = jax.numpy.dtype(spec.dtype or dtype)
         is_float = jax.numpy.issubdtype(kept, jax.numpy.floating)
-        return bool(is_float and kept.itemsize < wide)
+        return bool((is_float or computed != "float32") and kept.itemsize < wide)
 
     pairs = zip(specs, counts, strict=True)
     return max((count for spec, count in pairs if is_widened(spec)), default=0) * wide

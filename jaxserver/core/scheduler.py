@@ -24,8 +24,6 @@ from jaxserver.core.schedule import (
 )
 from jaxserver.core.seating import admit, make_room, replaced, store
 
-CALL_COST = 24
-"""Tokens that a prefill could run in the time that its call takes besides its own."""
 MAX_ATTEMPTS = 2
 """A request is not tried again after so many dispatches with it have failed."""
 
@@ -166,13 +164,13 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
         return PrefillPlan(tuple(_chunk(r, time) for r in together), time)
     needed = min(longest, max(r.wanted - r.prefilled for r in together))
     if engine.chunk is None:
-        needed = first_piece(needed, engine.prefill_lengths)
+        needed = first_piece(needed, engine.prefill_lengths, engine.call_tokens)
     chunks = tuple(_chunk(r, needed) for r in together)
     time = next(length for length in engine.prefill_lengths if length >= needed)
     return PrefillPlan(chunks, time)
 
 
-def first_piece(count: int, lengths: tuple[int, ...]) -> int:
+def first_piece(count: int, lengths: tuple[int, ...], call_tokens: int) -> int:
     """How many of some tokens to run first, for all of them to cost the least.
 
     Either all, padded, or as many as one of the lengths has, and then the rest.
@@ -180,19 +178,22 @@ def first_piece(count: int, lengths: tuple[int, ...]) -> int:
     Args:
         count: How many there are, at most the longest length.
         lengths: To which the tokens of a call are padded, shortest first.
+        call_tokens: What a call costs besides its tokens, in tokens.
     """
-    return _cheapest(count, lengths)[1]
+    return _cheapest(count, lengths, call_tokens)[1]
 
 
 @functools.cache
-def _cheapest(count: int, lengths: tuple[int, ...]) -> tuple[int, int]:
+def _cheapest(
+    count: int, lengths: tuple[int, ...], call_tokens: int
+) -> tuple[int, int]:
     """What some tokens cost, in tokens, and how many of them go first."""
     padded = next(length for length in lengths if length >= count)
-    ways = [(padded + CALL_COST, count)]
+    ways = [(padded + call_tokens, count)]
     for length in lengths:
         if length < count:
-            rest, _ = _cheapest(count - length, lengths)
-            ways.append((length + CALL_COST + rest, length))
+            rest, _ = _cheapest(count - length, lengths, call_tokens)
+            ways.append((length + call_tokens + rest, length))
     return min(ways, key=lambda way: (way[0], -way[1]))
 
 

@@ -169,9 +169,9 @@ class ServerConfig:
     speculate: str = _key(
         "ngram",
         _text("ngram, none, or a model as for `model`"),
-        "Guess tokens where running them costs nothing, which changes no answer; "
-        "ngram: those that followed the newest ones before; else a smaller model with "
-        "the same vocabulary that guesses.",
+        "Guess tokens, which changes no answer; ngram: those that followed the newest "
+        "ones before, where running them costs nothing; else a smaller model with the "
+        "same vocabulary, which runs beside the other.",
     )
     page_size: int | None = _key(
         None,

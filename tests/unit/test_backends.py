@@ -169,32 +169,41 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def answer(model: wiring.Model, config: ServerConfig) -> tuple[list[int], int]:
-    """Tokens, and how many of them a smaller model had guessed."""
+def answers(model: wiring.Model, config: ServerConfig) -> tuple[list[int], int]:
+    """Tokens, and how many of them were guessed; prompts begin alike."""
     compiled = wiring.compile_model(model, config, nobody)
     engine = wiring.start_engine(model, compiled, config, Records(), known())
     sampling = SamplingParams(greedy=True, max_new_tokens=24, ignore_eos=True)
     try:
-        chunks = list(
-            engine.generate(GenerationRequest(prompt="fox", sampling=sampling))
-        )
+        chunks = [
+            chunk
+            for prompt in ("the quick brown fox jumps", "the quick brown fox sleeps")
+            for chunk in engine.generate(
+                GenerationRequest(prompt=prompt, sampling=sampling)
+            )
+        ]
         accepted = engine.loop.stats.accepted_tokens
     finally:
         engine.close(5.0)
     return [token for chunk in chunks for token in chunk.token_ids], accepted
 
 
-def test_a_smaller_model_guesses_and_the_answers_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_a_smaller_model_guesses_and_the_answers_stay(
+    tmp_path: Path, page_size: int | None
+) -> None:
     folder = write_model(made(tmp_path / "model"))
     draft = write_model(made(tmp_path / "draft"))
-    config = dataclasses.replace(CONFIG, model=str(folder), speculate=str(draft))
+    config = dataclasses.replace(
+        CONFIG, model=str(folder), speculate=str(draft), page_size=page_size
+    )
     alone = dataclasses.replace(config, speculate="none")
     models = [wiring.load_model(one, nobody) for one in (config, alone)]
     assert models[0].plan.weights_bytes_per_device == 2 * (
         models[1].plan.weights_bytes_per_device
     )
     assert models[0].fns.guess is not None
-    (found, accepted), (expected, none) = (answer(m, config) for m in models)
+    (found, accepted), (expected, none) = (answers(m, config) for m in models)
     assert found == expected
     assert accepted > none == 0
 

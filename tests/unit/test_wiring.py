@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxserver import wiring
+from jaxserver import sizing, wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.hearing import hear_requests
 from jaxserver.ports.config import DTYPES, ServerConfig
@@ -247,7 +247,7 @@ def test_the_number_of_slots_is_chosen_by_device_where_nobody_does(
 ) -> None:
     unsaid = dataclasses.replace(config, slots=None)
 
-    assert wiring.plan(unsaid).slots == wiring.DEFAULT_SLOTS["cpu"]
+    assert wiring.plan(unsaid).slots == sizing.DEFAULT_SLOTS["cpu"]
 
 
 def test_a_model_that_is_not_there_says_what_to_do(config: ServerConfig) -> None:

@@ -11,7 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ Record: TypeAlias = tuple[Any, list[Any], Any, Any, bool]
 whether it takes no keywords."""
 
 LOGGER = logging.getLogger("jaxserver")
+Result = TypeVar("Result")
 _PACKAGE = Path(__file__).parents[2]
 _CODE = "exec"
 """How JAX's own pickler marks an executable's code."""
@@ -54,17 +55,20 @@ class Traces:
         self._name = hashlib.sha256(origin(devices) + made_of.encode()).hexdigest()
 
     def get(self, kind: str, size: int, build: Callable[[], Compiled]) -> Compiled:
-        """The executable of a kind and a size; is built where it has to be traced."""
-        cache, key = opened_cache(), f"trace_{kind}_{size}-{self._name}"
+        """The executable of a kind and a size; is built where it has to be traced.
+
+        A cache that cannot be read or written is none, as it is for JAX.
+        """
+        key = f"trace_{kind}_{size}-{self._name}"
+        cache = _if_it_can(opened_cache)
         if cache is None:
             return build()
-        known = self._read(cache, key)
+        known = _if_it_can(lambda: self._read(cache, key))
         if known is not None:
             return known
         with cache.asked() as codes:
             built = build()
-        if codes and _is_code_of(built, codes[-1]):
-            cache.put(key, _record(built, codes[-1]))
+        _if_it_can(lambda: _remember(cache, key, built, codes))
         return built
 
     def _read(self, cache: CheckedCache, key: str) -> Compiled | None:
@@ -73,16 +77,30 @@ class Traces:
             return None
         try:
             return self._loaded(record)
-        except Exception as error:  # as JAX does: what cannot be read is made anew
-            LOGGER.debug("%s is traced anew: %s", key, error)
+        except Exception:
             cache.drop(key)
-            return None
+            raise
 
     def _loaded(self, record: bytes) -> Compiled:
         parts: Record = _Unpickler(io.BytesIO(record), self._devices).load()
         executable, infos, in_tree, out_tree, no_kwargs = parts
         args = in_tree.unflatten(infos)
         return Compiled(executable.load(), [], args, out_tree, no_kwargs=no_kwargs)
+
+
+def _if_it_can(action: Callable[[], Result]) -> Result | None:
+    try:
+        return action()
+    except Exception as error:  # whatever JAX's inside or the disk has against it
+        LOGGER.debug("a step is traced: %s", error)
+        return None
+
+
+def _remember(
+    cache: CheckedCache, key: str, built: Compiled, codes: Sequence[str]
+) -> None:
+    if codes and _is_code_of(built, codes[-1]):
+        cache.put(key, _record(built, codes[-1]))
 
 
 def origin(devices: Sequence[jax.Device]) -> bytes:

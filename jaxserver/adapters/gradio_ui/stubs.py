@@ -17,7 +17,9 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        write = module.create_or_modify_pyi
+        write = getattr(module, "create_or_modify_pyi", None)
+        if write is None:
+            return
 
         def write_of_others(component: type, *rest: object) -> None:
             if component.__module__.partition(".")[0] != "gradio":

@@ -108,11 +108,11 @@ def test_no_other_way_to_run_some_tokens_costs_less(count: int) -> None:
 
     def cost(pieces: Sequence[int]) -> int:
         padded = (min(n for n in lengths if n >= piece) for piece in pieces)
-        return sum(length + scheduler.CALL_COST for length in padded)
+        return sum(length + ENGINE.call_tokens for length in padded)
 
     pieces, left = [], count
     while left:
-        pieces.append(scheduler.first_piece(left, lengths))
+        pieces.append(scheduler.first_piece(left, lengths, ENGINE.call_tokens))
         left -= pieces[-1]
     whole = [
         [*[long] * i, *[short] * j, count - i * long - j * short]

@@ -1,0 +1,56 @@
+"""The sizes that an engine has on a device where nobody chose them."""
+
+import logging
+
+import jax
+
+from jaxserver.backends import Backend
+from jaxserver.core.config import MIN_CALL_TOKENS, EngineConfig
+from jaxserver.core.sharding import num_devices
+from jaxserver.ports.config import ServerConfig
+
+LOGGER = logging.getLogger("jaxserver")
+DEFAULT_SLOTS = {"cpu": 8}
+ACCELERATOR_SLOTS = 32
+FREE_TOKENS = {"cpu": MIN_CALL_TOKENS}
+ACCELERATOR_FREE_TOKENS = 32
+"""So few that a step takes as long as its weights take to be read."""
+CALL_TOKENS = {"cpu": 24}
+
+
+def engine_config(config: ServerConfig, backend: Backend) -> EngineConfig:
+    """The sizes that follow from what was asked for and what the model allows.
+
+    The number of slots that nobody chose is one that the mesh divides.
+    """
+    fns, mesh = backend.fns, backend.place.mesh
+    is_fast = config.numerics == "fast"
+    if fns.max_len < config.max_length:
+        LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
+    platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
+    usual = DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS)
+    return EngineConfig(
+        slots=config.slots or -(-usual // row_parts) * row_parts,
+        prefill_rows=config.batch_size,
+        max_len=fns.max_len,
+        max_stream_tokens=config.max_stream_tokens,
+        chunk=fns.chunk,
+        is_fast=is_fast,
+        encoder_lengths=fns.encoder_lengths,
+        row_parts=row_parts,
+        tokens_per_page=None if fns.page_size >= fns.max_len else fns.page_size,
+        pages=config.num_pages,
+        free_tokens=FREE_TOKENS.get(platform, ACCELERATOR_FREE_TOKENS),
+        call_tokens=CALL_TOKENS.get(platform, fns.max_len),
+        speculates=_speculates(config, platform),
+        # Between processes the order of a sum goes by the size of what is summed up.
+        prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
+    )
+
+
+def _speculates(config: ServerConfig, platform: str) -> bool:
+    """Whether it is known that guesses change no bit, or nobody minds."""
+    if config.speculate == "none" or platform == "cpu" or config.numerics == "fast":
+        return config.speculate != "none"
+    LOGGER.info("tokens are guessed on this device only with numerics = fast")
+    return False
