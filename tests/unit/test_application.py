@@ -74,6 +74,8 @@ def test_a_server_is_not_ready_before_its_pages_are_there(
     assert httpx.get(f"{url}/health").status_code == 200
     assert httpx.get(f"{url}/status").json()["state"] == ServerState.COMPILING.value
     assert httpx.get(f"{url}/ready").status_code == 503
+    asked = httpx.post(f"{url}/v1/completions", json={"prompt": "a"})
+    assert (asked.status_code, "Retry-After" in asked.headers) == (503, True)
     slow.may.set()
     thread.join()
     assert httpx.get(f"{url}/ready").status_code == 200

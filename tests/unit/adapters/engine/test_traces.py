@@ -190,3 +190,40 @@ def test_an_engine_whose_steps_are_remembered_answers_as_before() -> None:
 
     assert answers[0] == answers[1] != []
     assert states[0] == states[1]
+
+
+def test_a_cache_that_cannot_be_opened_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(traces, "opened_cache", refused)
+    build = Builder()
+    known().get("decode", 4, build)
+
+    assert build.count == 1
+
+
+@pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation")
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("action", ["get", "put"])
+def test_a_cache_that_cannot_be_read_or_written_is_none(
+    action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    opened = opened_cache()
+    monkeypatch.setattr(type(opened), action, refused)
+    build = Builder()
+    for _ in range(2):
+        known().get("decode", 4, build)
+
+    assert build.count == 2
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_building_raises_is_told() -> None:
+    with pytest.raises(ZeroDivisionError):
+        known().get("decode", 4, lambda: 1 // 0)  # type: ignore[arg-type,return-value]
