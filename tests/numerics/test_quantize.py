@@ -115,9 +115,14 @@ def test_a_weight_is_told_to_half_its_scale(size: Size, kind: str, seed: int) ->
     assert not told[np.broadcast_to(largest == 0, told.shape)].any()
 
 
-@given(size=sizes, kind=kinds, seed=SEEDS, norms=kinds)
+@given(
+    size=sizes,
+    kind=kinds.filter(lambda kind: kind != "huge"),
+    seed=SEEDS,
+    norms=kinds,
+)
 @example(size=SIZES[2], kind="normal", seed=0, norms="powers")
-@example(size=SIZES[2], kind="huge", seed=0, norms="zeros")
+@example(size=SIZES[2], kind="normal", seed=0, norms="huge")
 def test_inputs_that_come_large_from_their_norm_are_rounded_more_finely(
     size: Size, kind: str, seed: int, norms: str
 ) -> None:
