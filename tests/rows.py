@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxserver.core.ops.linear import Weight, linear, read_rows
 from jaxserver.ports.model import Cache, TokenBatch
 from tests.tiny import TinyModel
 
@@ -63,3 +65,22 @@ def run_in_pieces(
         part, cache = run(model, cache, [piece], [begin], time)
         logits.append(part[0, : end - begin])
     return np.concatenate(logits)
+
+
+def assert_rows_keep_their_bits(
+    x: HostArray | jax.Array, weight: Weight, table: Weight
+) -> None:
+    """Among any number of others, beside additions that the compiler may join."""
+
+    def run(x: jax.Array, tokens: jax.Array) -> jax.Array:
+        stream = read_rows(table, tokens)
+        stream = stream + linear(x * stream, weight)
+        return stream + linear(jnp.tanh(stream), weight)
+
+    def first(count: int) -> HostArray:
+        tokens = jnp.arange(count, dtype=jnp.int32)
+        return np.asarray(jax.jit(run)(x[:count], tokens))
+
+    whole = first(256)
+    for count in (4, 5, 8, 13, 32, 128, 200):
+        np.testing.assert_array_equal(first(count), whole[:count])

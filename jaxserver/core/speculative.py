@@ -5,7 +5,7 @@ from the logits as if there had been none; those after the first that was guesse
 are thrown away. So a guess changes what an answer costs, and never the answer.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,10 @@ def _look_up_row(history: History, count: int) -> Draft:
     return Draft(following, jnp.where(is_found, count, 0).astype(jnp.int32))
 
 
+Guessing: TypeAlias = tuple[Cache, Int[Array, " rows"]]
+"""What a smaller model keeps, and the tokens that it runs next."""
+
+
 class Pair(NamedTuple):
     """Weights, or caches, of a model and of the smaller one that guesses for it."""
 
@@ -137,9 +141,7 @@ def with_draft_model(model: ModelFns, draft: ModelFns) -> ModelFns:
     def guess(
         params: Params, cache: Cache, batch: TokenBatch, count: int
     ) -> tuple[Int[Array, "rows count"], Cache]:
-        def guess_one(
-            carry: tuple[Cache, Int[Array, " rows"]], nth: Int[Array, ""]
-        ) -> tuple[tuple[Cache, Int[Array, " rows"]], Int[Array, " rows"]]:
+        def guess_one(carry: Guessing, nth: Array) -> tuple[Guessing, Array]:
             kept, token = carry
             step = batch._replace(
                 tokens=token[:, None],

@@ -160,12 +160,11 @@ def prefill(
     )
     counts = (is_chosen & (ends != UNSOUND)).astype(jnp.int32)
     block = jax.tree.map(lambda x: x[:, None], choice)
-    sound = jnp.isfinite(jnp.max(logits, axis=-1))
     outcome = Outcome(
         tokens=block.token,
         counts=counts,
         ends=ends,
-        sound=sound,
+        sound=jnp.isfinite(jnp.max(logits, axis=-1)),
         steps=jnp.int32(1),
         drafted=jnp.zeros_like(counts),
         accepted=jnp.zeros_like(counts),

@@ -13,7 +13,7 @@ from jaxserver.core.ops.fp8 import FP8, LARGEST, Fp8Weight, quantize_to_fp8
 from jaxserver.core.ops.linear import linear, read_rows
 from jaxserver.core.ops.quantize import quantize
 from tests.numerics.test_quantize import Size, kinds, numbers, sizes
-from tests.rows import HostArray
+from tests.rows import HostArray, assert_rows_keep_their_bits
 from tests.strategies import SEEDS
 
 pytestmark = pytest.mark.usefixtures("strict_jax")
@@ -79,19 +79,7 @@ def test_a_row_has_the_same_bits_among_any_number_of_others() -> None:
     weight = on_device(quantize_to_fp8(numbers("normal", (192, 192), 1), 1))
     rows = on_device(quantize_to_fp8(numbers("normal", (256, 192), 4), 1))
 
-    def run(x: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Beside additions that the compiler may join."""
-        stream = read_rows(rows, tokens)
-        stream = stream + linear(x * stream, weight)
-        return stream + linear(jnp.tanh(stream), weight)
-
-    def first(count: int) -> HostArray:
-        tokens = jnp.arange(count, dtype=jnp.int32)
-        return np.asarray(jax.jit(run)(x[:count], tokens))
-
-    whole = first(256)
-    for count in (4, 5, 8, 13, 32, 128, 200):
-        np.testing.assert_array_equal(first(count), whole[:count])
+    assert_rows_keep_their_bits(x, weight, rows)
 
 
 @pytest.mark.parametrize("kept", ["bfloat16", "int8", FP8])

@@ -19,7 +19,13 @@ from jaxserver.core.ops.quantize import (
     quantize,
     split_bytes,
 )
-from tests.rows import HostArray, jitted, run, run_in_pieces
+from tests.rows import (
+    HostArray,
+    assert_rows_keep_their_bits,
+    jitted,
+    run,
+    run_in_pieces,
+)
 from tests.strategies import SEEDS
 from tests.tiny import TINY_LLAMA, tiny_model
 
@@ -219,19 +225,7 @@ def test_a_row_has_the_same_bits_among_any_number_of_others() -> None:
     norm = numbers("powers", (192,), 5)
     rows = on_device(quantize(table, 1, norm))
 
-    def run(x: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Beside additions and in loops that the compiler may join."""
-        stream = read_rows(rows, tokens)
-        stream = stream + linear(x * stream, weight)
-        return stream + linear(jnp.tanh(stream), weight)
-
-    def first(count: int) -> HostArray:
-        tokens = jnp.arange(count, dtype=jnp.int32)
-        return np.asarray(jax.jit(run)(x[:count], tokens))
-
-    whole = first(256)
-    for count in (4, 5, 8, 13, 32, 128, 200):
-        np.testing.assert_array_equal(first(count), whole[:count])
+    assert_rows_keep_their_bits(x, weight, rows)
 
 
 @pytest.mark.parametrize("kept", QUANTIZED)

@@ -79,12 +79,21 @@ def attend_pages(
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=is_interpreted,
     )(by_head, (seen_up_to, table, ends), cache)
+    whole = _joined(best, mass, out)
+    by_group = whole[:, :, : time * groups].reshape(rows, kv_heads, time, groups, -1)
+    return by_group.transpose(0, 2, 1, 3, 4).astype(queries.dtype)
+
+
+def _joined(
+    best: Float[Array, "rows kv_heads spans queries"],
+    mass: Float[Array, "rows kv_heads spans queries"],
+    out: Float[Array, "rows kv_heads spans queries head_dim"],
+) -> Float[Array, "rows kv_heads queries head_dim"]:
+    """One softmax of those of the spans."""
     share = jnp.exp(best - jnp.max(best, axis=2, keepdims=True))
     # Of a row that holds anything it is at least 1; others hold no number to divide.
     whole_mass = jnp.maximum(jnp.sum(mass * share, axis=2), 1.0)
-    whole = jnp.sum(out * share[..., None], axis=2) / whole_mass[..., None]
-    by_group = whole[:, :, : time * groups].reshape(rows, kv_heads, time, groups, -1)
-    return by_group.transpose(0, 2, 1, 3, 4).astype(queries.dtype)
+    return jnp.sum(out * share[..., None], axis=2) / whole_mass[..., None]
 
 
 def _attend_span(
