@@ -199,8 +199,8 @@ def _native(
     check_shapes(known, checkpoint)
 
     rounded, mesh = DTYPES[config.dtype], place.mesh
-    as_asked = {"auto": compute.dtype, "none": rounded, "int8": "int8", "fp8": FP8}
-    kept = as_asked[config.quantize]
+    as_asked = {"none": rounded, "int8": "int8", "fp8": FP8}
+    kept = as_asked.get(config.quantize, fastest(rounded, compute))
     specs = kept_as(with_rules(param_specs(known), place.rules), kept)
     dtypes = (rounded, kept)
 
@@ -215,6 +215,20 @@ def _native(
     return backend._replace(
         made_of=repr((known, max_len, config.page_size, cached, compute))
     )
+
+
+def fastest(rounded: str, compute: Compute) -> str:
+    """The type that weights are kept in where nobody chose one.
+
+    A CPU has no fast 16-bit arithmetic; in int8 it reads the least, and the answers are
+    as good: see `benchmarks/quality.py`.
+
+    Args:
+        rounded: The model's type.
+        compute: On what and in what it is computed.
+    """
+    is_16_bit = rounded != "float32"
+    return "int8" if compute.platform == "cpu" and is_16_bit else compute.dtype
 
 
 def _flax(

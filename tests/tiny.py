@@ -48,11 +48,10 @@ def quantized(config: ModelConfig, params: Weights, kept: str = "int8") -> Weigh
         if not spec.num_out:
             return leaf
         values = np.asarray(leaf)
-        norm = np.asarray(params.norm) if spec.is_normed else None
         made: Any = (
             quantize_to_fp8(values, spec.num_out)
             if kept == FP8
-            else quantize(values, spec.num_out, norm)
+            else quantize(values, spec.num_out, keeps_rest=spec.is_refined)
         )
         return jax.tree.map(jnp.asarray, made)
 

@@ -53,14 +53,11 @@ class Recipe(NamedTuple):
         tensors: Names in the file.
         shapes: What each of them must be like.
         arrange: Puts them together in the shape of the spec.
-        norm: Name of the RMSNorm's weight that its inputs come from, where it is a
-            factor whose spec is normed.
     """
 
     tensors: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     arrange: Arrange
-    norm: str | None = None
 
 
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -217,9 +214,7 @@ def _load(
             values = recipe.arrange(parts, whole).astype(rounded, copy=False)
         made: HostArray | Int8Weight[HostArray] | Fp8Weight[HostArray]
         if isinstance(spec, Int8Weight):
-            norm = _norm_before(checkpoint, recipe, whole)
-            rounded_norm = None if norm is None else norm.astype(rounded)
-            made = quantize(values, whole.num_out, rounded_norm)
+            made = quantize(values, whole.num_out, keeps_rest=whole.is_refined)
         elif isinstance(spec, Fp8Weight):
             made = quantize_to_fp8(values, whole.num_out)
         else:
@@ -229,14 +224,6 @@ def _load(
 
     loaded = [load(*leaf) for leaf in zip(flat, made_by, ends, strict=True)]
     return jax.tree.unflatten(tree, loaded)
-
-
-def _norm_before(
-    checkpoint: Checkpoint, recipe: Recipe, spec: ParamSpec
-) -> HostArray | None:
-    if not spec.is_normed or recipe.norm is None:
-        return None
-    return _read(checkpoint, recipe.norm, spec.shape[spec.num_out :])
 
 
 def put(values: HostArray | Array, sharding: NamedSharding) -> Array:
@@ -289,18 +276,14 @@ def _recipes(
     is_gguf = checkpoint.layout == "gguf"
     outer: OuterParts = GGUF_OUTER if is_gguf else HUGGINGFACE_OUTER
     layer_parts = llama.gguf_parts if is_gguf else llama.huggingface_parts
-    shape, norm = (config.vocab_size, config.embed), f"{outer.norm.name}.weight"
-
-    def table(part: Part) -> Recipe:
-        return _plain(part, shape)._replace(norm=norm)
-
+    shape = (config.vocab_size, config.embed)
     return TransformerParams(
-        embedding=table(outer.embedding),
+        embedding=_plain(outer.embedding, shape),
         layers=tuple(
             _layer_recipes(config, layer_parts(i)) for i in range(config.num_layers)
         ),
         norm=_plain(outer.norm, (config.embed,)),
-        head=None if config.tied else table(outer.head),
+        head=None if config.tied else _plain(outer.head, shape),
     )
 
 

@@ -30,7 +30,7 @@ class ParamSpec:
         init_scale: Standard deviation of random weights; 0 makes them all ones.
         num_out: How many of its dimensions, the first ones, are the output of a
             product; 0 where it is no factor of one.
-        is_normed: Its inputs come from an RMSNorm whose weight it is known with.
+        is_refined: In int8, what rounding leaves of it is kept as well.
         dtype: What it is kept in; None: in what all are.
         is_derived: It says more of another weight, and is no parameter itself.
     """
@@ -40,7 +40,7 @@ class ParamSpec:
     axes: Axes
     init_scale: float = 0.02
     num_out: int = 0
-    is_normed: bool = False
+    is_refined: bool = False
     dtype: str | None = None
     is_derived: bool = False
 
@@ -86,7 +86,7 @@ def param_specs(config: ModelConfig) -> Specs:
     def table(path: str, *, is_head: bool) -> ParamSpec:
         shape = (vocab, embed)
         return ParamSpec(
-            path=path, shape=shape, axes=head_axes, num_out=1, is_normed=is_head
+            path=path, shape=shape, axes=head_axes, num_out=1, is_refined=is_head
         )
 
     return TransformerParams(
@@ -120,19 +120,12 @@ def kept_as(specs: Any, dtype: str) -> Any:
         if dtype == FP8:
             return Fp8Weight(values=values, scale=scale)
         sums = of_outputs(path=f"{spec.path}.sums", dtype="int32")
-        factor = dataclasses.replace(
-            spec,
-            path=f"{spec.path}.factor",
-            shape=spec.shape[spec.num_out :],
-            axes=spec.axes[spec.num_out :],
-            dtype="float32",
-            is_derived=True,
-        )
+        rest = dataclasses.replace(values, path=f"{spec.path}.rest", is_derived=True)
         return Int8Weight(
             values=values,
             scale=scale,
             sums=sums,
-            factor=factor if spec.is_normed else None,
+            rest=rest if spec.is_refined else None,
         )
 
     if dtype not in QUANTIZED:

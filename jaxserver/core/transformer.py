@@ -22,6 +22,7 @@ from jaxserver.core.kv_cache import (
 from jaxserver.core.ops import paged
 from jaxserver.core.ops.attention import Attention, attention
 from jaxserver.core.ops.attention_blocks import BLOCK
+from jaxserver.core.ops.likeliest import refine_likeliest
 from jaxserver.core.ops.linear import Weight, linear_on, pad_tokens, read_rows
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
@@ -123,6 +124,7 @@ def extend(
     head = params.embedding if params.head is None else params.head
     normed = whole(rms_norm(wanted, params.norm, config.norm_eps))
     logits = linear_on(mesh, ("vocab", "embed"), normed, head)
+    logits = refine_likeliest(logits, normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
 

@@ -205,8 +205,8 @@ class ServerConfig:
     quantize: str = _key(
         "auto",
         _one_of("auto", "none", "int8", "fp8"),
-        "How weights are kept; none: in `dtype`; int8, fp8: in 8 bits; auto: in floats "
-        "that are fastest here.",
+        "How weights are kept; none: in `dtype`; int8, fp8: in 8 bits; auto: on a CPU "
+        "in int8 if `dtype` has 16 bits and no Flax class runs them, else in floats.",
     )
     numerics: str = _key(
         "invariant",

@@ -165,7 +165,7 @@ def test_a_kill_while_it_compiles_leaves_nothing_that_harms(
     assert None not in expected.values()
     said = restarted.server.said.read_text()
     assert [line for line in said.splitlines() if not line.startswith("{")] == [
-        "float16 weights are kept in float32 and computed in float32 on this device"
+        "float16 weights are kept in int8 and computed in float32 on this device"
     ]
     assert restarted.broken.stat().st_size > restarted.whole_bytes / 2
 

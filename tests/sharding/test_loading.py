@@ -68,8 +68,8 @@ def test_sizes_that_the_mesh_does_not_divide_are_said_in_one_line(
         assert part in caplog.messages[0]
     assert "norm" not in caplog.messages[0]
     layer = model.params.layers[0]
-    assert layer.qkv.sharding.is_fully_replicated
-    assert not layer.mlp.down.sharding.is_fully_replicated
+    assert layer.qkv.values.sharding.is_fully_replicated
+    assert not layer.mlp.down.values.sharding.is_fully_replicated
 
 
 def test_a_mesh_that_divides_everything_is_not_worth_a_line(
@@ -88,8 +88,8 @@ RULES: PartitionRules = [
 
 def test_the_users_rules_say_how_a_checkpoint_lies(folder: Path) -> None:
     model = wiring.load_model(configured(folder), nobody, RULES)
-    assert model.params.embedding.sharding.is_fully_replicated
-    down = model.params.layers[0].mlp.down
+    assert model.params.embedding.values.sharding.is_fully_replicated
+    down = model.params.layers[0].mlp.down.values
     assert down.sharding.spec == jax.P(None, ("mp",))
     assert "embedding" in model.plan.replicated
 

@@ -43,8 +43,6 @@ def linear(
 def _scaled_product(
     x: Float[Array, "tokens in"], weight: Int8Weight[Array] | Fp8Weight[Array]
 ) -> Float[Array, "tokens out"]:
-    if isinstance(weight, Int8Weight) and weight.factor is not None:
-        x = x * weight.factor.reshape(1, -1).astype(x.dtype)
     if isinstance(weight, Int8Weight) and x.dtype == jnp.float32:
         return int8_product(x, weight)
     return _product(x, weight.values) * weight.scale.reshape(1, -1)
@@ -72,10 +70,7 @@ def read_rows(
         bits = kept.at[tokens].get(mode="clip")
         values = jax.lax.bitcast_convert_type(bits, table.values.dtype)
         scale = table.scale.at[tokens].get(mode="clip")[:, None]
-        read = values.astype(jnp.float32) * scale
-        if isinstance(table, Int8Weight) and table.factor is not None:
-            read = read * table.factor[None, :]
-        return read.astype(dtype)
+        return (values.astype(jnp.float32) * scale).astype(dtype)
 
     def of_floats(table: Float[Array, "vocab embed"]) -> Float[Array, "tokens embed"]:
         return table.at[tokens].get(mode="clip").astype(dtype)

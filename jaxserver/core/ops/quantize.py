@@ -38,34 +38,30 @@ BEYOND_LARGEST = 0x0001FFFF
 """Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
 LEAST_STEP = 3 * ONE_UP
 """Bits of 2**-124: one over it is a normal number too."""
-SCALE_BITS, FACTOR_BITS = 0xFFFFF000, 0xFFF80000
-"""Bits of a float32 that a scale has and a factor: 12 and 5; 7 of a value make 24."""
-LARGEST_NORM = 2.0**8
-"""Between it and one over it a norm's weight is taken as it is."""
+SCALE_BITS = 0xFFFFF000
+"""Bits of a float32 that a scale has: 12; 7 of a value make 19."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Weight(Generic[Leaf]):
-    """A weight `[*out *in]` as `values * scale * factor`.
+    """A weight `[*out *in]` as `values * scale`, or `(values + rest / 256) * scale`.
 
     Attributes:
         values: int8 `[*out *in]`, from -127 to 127.
         scale: float32 `[*out]`, one for each output.
         sums: int32 `[*out]`, of each output's values.
-        factor: float32 `[*in]`, one for each input; None where all are 1.
+        rest: int8 `[*out *in]`, what rounding has left; None where it is not kept.
     """
 
     values: Leaf
     scale: Leaf
     sums: Leaf
-    factor: Leaf | None = None
+    rest: Leaf | None = None
 
 
 def quantize(
-    weight: Float[np.ndarray, "*out_and_in"],
-    num_out: int,
-    norm: Float[np.ndarray, "*in"] | None = None,
+    weight: Float[np.ndarray, "*out_and_in"], num_out: int, *, keeps_rest: bool = False
 ) -> Int8Weight[np.ndarray[Any, Any]]:
     """Rounds a weight, on the host; its first `num_out` dimensions are its output.
 
@@ -74,26 +70,18 @@ def quantize(
     Args:
         weight: `[*out *in]`.
         num_out: How many dimensions are its output.
-        norm: The weight of the RMSNorm that its inputs come from, where they are
-            rounded the more finely the larger they are: by one over the root of it, as
-            Lin et al. (AWQ, 2023) do by sizes that they have measured.
+        keeps_rest: Whether what rounding leaves is kept, in as many bytes again.
     """
     inner = tuple(range(num_out, weight.ndim))
-    factor = None if norm is None else _factor(norm)
-    if factor is not None:
-        weight = weight / factor
     values, scale = scaled(weight, inner, lambda most: _scale(most / LARGEST))
-    np.rint(values, out=values)
-    sums = values.sum(inner, dtype=np.int32)
-    whole = values.astype(np.int8)
-    return Int8Weight(values=whole, scale=scale, sums=sums, factor=factor)
-
-
-def _factor(norm: Float[np.ndarray, "*in"]) -> Float[np.ndarray, "*in"]:
-    """1 where the norm says nothing."""
-    size = np.abs(norm.astype(np.float32))
-    size = np.where(size > 0, size, 1).clip(1 / LARGEST_NORM, LARGEST_NORM)
-    return _shortened(1 / np.sqrt(np.where(np.isfinite(size), size, 1)), FACTOR_BITS)
+    whole = np.rint(values).astype(np.int8)
+    rest = None
+    if keeps_rest:
+        values -= whole
+        values *= PARTS
+        rest = np.rint(values, out=values).clip(max=LARGEST).astype(np.int8)
+    sums = whole.sum(inner, dtype=np.int32)
+    return Int8Weight(values=whole, scale=scale, sums=sums, rest=rest)
 
 
 def scaled(
@@ -120,14 +108,9 @@ def scaled(
 def _scale(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
     """The next larger one that has few bits; 0 where it is no normal number."""
     is_normal = scale >= np.finfo(np.float32).tiny
-    short = np.where(is_normal, _shortened(scale, SCALE_BITS), 0)
-    return np.where(np.isfinite(scale), short, scale)
-
-
-def _shortened(x: Float[np.ndarray, "*any"], kept: int) -> Float[np.ndarray, "*any"]:
-    """The next number away from 0 that has no other bits."""
-    bits = x.view(np.uint32) + np.uint32(~kept & 0xFFFFFFFF)
-    return (bits & np.uint32(kept)).view(np.float32)
+    bits = scale.view(np.uint32) + np.uint32(~SCALE_BITS & 0xFFFFFFFF)
+    short = (bits & np.uint32(SCALE_BITS)).view(np.float32)
+    return np.where(np.isfinite(scale), np.where(is_normal, short, 0), scale)
 
 
 def int8_product(

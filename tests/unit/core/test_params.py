@@ -61,7 +61,9 @@ def test_in_int8_what_is_multiplied_by_is_a_weight_scale_and_sums() -> None:
         for name in ("scale", "sums")
         if spec.num_out
     }
-    assert found.pop("head.factor").shape == plain["head"].shape[1:]
+    rest = found.pop("head.rest")
+    assert rest.is_derived
+    assert (rest.shape, rest.axes) == (plain["head"].shape, plain["head"].axes)
     assert found.keys() == plain.keys() | more.keys()
     for path, spec in plain.items():
         kept = "int8" if spec.num_out else "float32"
@@ -79,7 +81,7 @@ def test_in_fp8_what_is_multiplied_by_is_a_weight_and_scale() -> None:
         {spec.path: spec for spec in leaves(kept_as(param_specs(BIASED), kept))}
         for kept in ("int8", FP8)
     )
-    only_int8 = ("sums", "factor")
+    only_int8 = ("sums", "rest")
     assert {path for path in in_int8 if not path.endswith(only_int8)} == in_fp8.keys()
     for path, spec in in_fp8.items():
         is_int8 = in_int8[path].dtype == "int8"
