@@ -26,6 +26,7 @@ from benchmarks import llama_perplexity
 from benchmarks.foretold import Foretold, HostArray, Quality, joined, quality, since
 from benchmarks.starting import fetch
 from jaxserver import wiring
+from jaxserver.adapters.engine.kernels import use_kernels
 from jaxserver.ports.config import DEFAULT_MODEL, ServerConfig
 from jaxserver.ports.model import TokenBatch
 from jaxserver.ports.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=DEFAULT_MODEL)
     add("--tokens", type=int, default=8192, help="run, in whole windows")
+    add("--kernels", default="xla", help="of int8: xla or native")
     add("--window", type=int, default=1024, help="tokens that are run together")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser.parse_args(arguments)
@@ -103,10 +105,12 @@ def ours(args: argparse.Namespace, quantize: str, text: str) -> Foretold:
         model=args.model,
         dtype="fp32",
         quantize=quantize,
+        kernels=args.kernels if quantize == "int8" else "xla",
         max_length=-(-args.window // CHUNK) * CHUNK,
         mesh_axes_shape=(1, 1, 1),
     )
     loaded = wiring.load_model(config, lambda *_: None)
+    use_kernels(loaded.kernels)
     extend = jax.jit(loaded.fns.extend, donate_argnums=1)
 
     def one(window: HostArray) -> Foretold:

@@ -208,6 +208,13 @@ class ServerConfig:
         "How weights are kept; none: in `dtype`; int8, fp8: in 8 bits; auto: on a CPU "
         "in int8 if `dtype` has 16 bits and no Flax class runs them, else in floats.",
     )
+    kernels: str = _key(
+        "xla",
+        _one_of("xla", "native"),
+        "What attends, and multiplies with weights in int8, on a CPU; xla: what JAX "
+        "compiles; native: our own C++, which the first start compiles for a processor "
+        "with AVX512-VNNI. It is faster; its answers may differ from those of xla.",
+    )
     numerics: str = _key(
         "invariant",
         _one_of("invariant", "fast"),

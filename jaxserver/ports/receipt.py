@@ -13,7 +13,7 @@ from jaxserver.ports.types import GenerationRequest, SamplingParams, TokenLogpro
 CONFIG_KEYS = (
     *("dtype", "quantize", "numerics", "backend", "slots", "max_length", "batch_size"),
     *("max_stream_tokens", "mesh_axes_shape", "page_size", "num_pages"),
-    *("prefix_cache", "num_processes"),
+    *("prefix_cache", "num_processes", "kernels"),
 )
 """Those of the configuration that say how a model is run, and not where or for whom."""
 IDENTITY_FIELDS = (

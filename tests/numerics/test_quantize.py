@@ -11,14 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxserver.core.ops.fp8 import QUANTIZED
+from jaxserver.core.ops.int8_product import int8_product, split_bytes
 from jaxserver.core.ops.linear import linear, read_rows
-from jaxserver.core.ops.quantize import (
-    LARGEST,
-    Int8Weight,
-    int8_product,
-    quantize,
-    split_bytes,
-)
+from jaxserver.core.ops.quantize import LARGEST, Int8Weight, quantize
 from tests.rows import (
     HostArray,
     assert_rows_keep_their_bits,

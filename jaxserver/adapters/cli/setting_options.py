@@ -15,7 +15,9 @@ from jaxserver.ports.config import ServerConfig
 MODEL, ANSWER, SPEED = "Model", "Answer", "Speed and memory"
 SERVER, PROMPTS, OUTPUT = "Server", "Prompts", "Output"
 PANELS = {
-    MODEL: ("model", "backend", "dtype", "quantize", "numerics", "max_length"),
+    MODEL: (
+        *("model", "backend", "dtype", "quantize", "kernels", "numerics", "max_length"),
+    ),
     ANSWER: ("max_new_tokens", "temperature", "top_p", "top_k"),
     SPEED: (
         *("slots", "batch_size", "max_stream_tokens", "pre_compile"),

@@ -1,10 +1,13 @@
 """Attention of new tokens over everything their rows hold, as the device likes it."""
 
 import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -13,6 +16,8 @@ from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
 from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout, Pages, PageTable
 from jaxserver.core.sharding import num_devices, partition_spec
 
+KERNEL_DTYPE = "float16"
+"""Of the cache that a CPU's kernel reads."""
 FEW_QUERIES = 8
 """Tokens of a row up to which its queries are a decode step: it, or a draft's check."""
 KERNEL_LIMIT = 2**31
@@ -136,7 +141,54 @@ def _attend_groups(
     """No group of rows goes across the devices that rows lie on."""
     is_split = mesh is not None and num_devices("batch", mesh) > 1
     together = None if is_split and table is None else ROWS
-    return attend_blocks(queries, cache, table, positions, ends, together)
+    if is_split or cache[0].dtype != KERNEL_DTYPE:
+        return attend_blocks(queries, cache, table, positions, ends, together)
+    pages = () if table is None else (table,)
+    attended: Array = _attend_on_one(queries, *cache, positions, ends, *pages)
+    return attended
+
+
+def attend_on_cpu_by(target: str | None) -> None:
+    """What is compiled from now on attends by a kernel, where keys are in float16.
+
+    That holds for this process, on a CPU. A query's bits are others than without it,
+    and depend as little on those beside it.
+
+    Args:
+        target: What the kernel is registered as, with `jax.ffi`. It is given the
+            operands of `_by_blocks`. None: it is the compiler's code that attends.
+    """
+    rule = _BY_COMPILER if target is None else jax.ffi.ffi_lowering(target)
+    mlir.register_lowering(_attend, rule, platform="cpu")
+
+
+@sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
+def _attend_on_one(*operands: Array) -> Array:
+    attended: Array = _attend.bind(*operands)
+    return attended
+
+
+def _by_blocks(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    positions: Array,
+    ends: Array,
+    *table: Array,
+) -> Array:
+    cache, pages = (keys, values), table[0] if table else None
+    return attend_blocks(queries, cache, pages, positions, ends)
+
+
+def _shape(queries: Any, *_: Any) -> jax.core.ShapedArray:
+    return jax.core.ShapedArray(queries.shape, jnp.dtype(jnp.float32))
+
+
+_attend = Primitive("attend")
+_attend.def_abstract_eval(_shape)
+_attend.def_impl(lambda *given: jax.jit(_attend.bind)(*given))
+_BY_COMPILER = mlir.lower_fun(_by_blocks, multiple_results=False)
+mlir.register_lowering(_attend, _BY_COMPILER)
 
 
 def attend_whole(

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
 
+from jaxserver.core.ops.int8_product import MIDDLE, split_bytes
 from jaxserver.core.ops.linear import Weight
-from jaxserver.core.ops.quantize import MIDDLE, PARTS, Int8Weight, split_bytes
+from jaxserver.core.ops.quantize import PARTS, Int8Weight
 
 REFINED = 8
 """How many; 64 find no other best token (12,288 tokens of English)."""

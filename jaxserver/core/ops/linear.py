@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserver.core.config import MIN_CALL_TOKENS
 from jaxserver.core.ops.fp8 import Fp8Weight
-from jaxserver.core.ops.quantize import Int8Weight, int8_product
+from jaxserver.core.ops.int8_product import int8_product
+from jaxserver.core.ops.quantize import Int8Weight
 from jaxserver.core.ops.widen import widen
 from jaxserver.core.sharding import constrain
 from jaxserver.ports.model import Axes

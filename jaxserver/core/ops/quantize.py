@@ -1,43 +1,22 @@
-"""Weights in int8, and activations in two bytes, whose products are exact.
+"""Weights in int8, with a scale for each output.
 
-In 16 bits a weight is read and multiplied as any other instead; see `linear`.
-
-The compiler joins a multiplication to an addition behind it where both meet in one
-loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
-Where they meet depends on the number of tokens. So whatever is multiplied here and may
-then be added to is multiplied exactly: steps are powers of two, and scales are so short
-that a scale times an int8 is a float32.
+Scales are so short that a scale times an int8 is a float32; `int8_product` says why.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
-
-from jaxserver.core.ops.unsigned_product import unsigned_product
+from jaxtyping import Float
 
 Leaf = TypeVar("Leaf")
 
 LARGEST = 127
 """The largest number that a weight is rounded to, and the most steps of a token."""
-BYTE_BITS = 8
-PARTS = 2**BYTE_BITS
-"""Of a step; the low byte counts them."""
-MIDDLE = 2**7
-"""Added to high bytes, which are signed."""
-LONGEST = 2**16
-"""An output has fewer inputs than this, so that its sum is an int32."""
-MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
-"""Bits of a float32 without its sign, those of its power of two, the next power."""
-BEYOND_LARGEST = 0x0001FFFF
-"""Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
-LEAST_STEP = 3 * ONE_UP
-"""Bits of 2**-124: one over it is a normal number too."""
+PARTS = 2**8
+"""Of a step, which a second byte counts."""
 SCALE_BITS = 0xFFFFF000
 """Bits of a float32 that a scale has: 12; 7 of a value make 19."""
 
@@ -111,40 +90,3 @@ def _scale(scale: Float[np.ndarray, "*out"]) -> Float[np.ndarray, "*out"]:
     bits = scale.view(np.uint32) + np.uint32(~SCALE_BITS & 0xFFFFFFFF)
     short = (bits & np.uint32(SCALE_BITS)).view(np.float32)
     return np.where(np.isfinite(scale), np.where(is_normal, short, 0), scale)
-
-
-def int8_product(
-    x: Float[Array, "tokens in"], weight: Int8Weight[Array]
-) -> Float[Array, "tokens out"]:
-    """`x @ weight.T`, over all dimensions of the output at once.
-
-    Both bytes are rows of one product, whose sums are integers and so exact in any
-    order. A token that is not finite is NaN everywhere.
-    """
-    chex.assert_axis_dimension_lt(x, 1, LONGEST)
-    both, step = split_bytes(x)
-    flat, sums = weight.values.reshape(-1, x.shape[1]), weight.sums.reshape(-1)
-    products: Int32[Array, "bytes out"] = unsigned_product(both, flat, sums)
-    high, low = jnp.split(products, 2)
-    high = (high - MIDDLE * sums[None, :]).astype(jnp.float32)
-    low = low.astype(jnp.float32)
-    y: Array = (high + low / PARTS) * weight.scale.reshape(1, -1) * step
-    return y
-
-
-def split_bytes(
-    x: Float[Array, "tokens in"],
-) -> tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]]:
-    """Tokens as `step * (high - 128 + low / 256)`: all high bytes, then all low ones.
-
-    A token's step is the smallest power of two of which it has at most 127, or NaN
-    where the token is not finite. It is found in the bits, whose order as integers is
-    that of the numbers, with what is not finite above all others.
-    """
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE
-    largest = jnp.max(bits, axis=1, keepdims=True)
-    power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
-    step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
-    parts = jnp.round(x / step * PARTS).astype(jnp.int32) + MIDDLE * PARTS
-    both = jnp.concatenate([parts >> BYTE_BITS, parts & (PARTS - 1)])
-    return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)

@@ -101,6 +101,7 @@ def test_every_setting_is_a_flag(command: str) -> None:
         "mesh_axes_shape": "-1,1,1",
         "dtype": "fp32",
         "quantize": "none",
+        "kernels": "native",
         "backend": "native",
         "numerics": "invariant",
         "page_size": "128",

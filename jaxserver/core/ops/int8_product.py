@@ -1,0 +1,118 @@
+"""Products of tokens, in two bytes, with weights in int8; their sums are exact.
+
+In 16 bits a weight is read and multiplied as any other instead; see `linear`.
+
+The compiler joins a multiplication to an addition behind it where both meet in one
+loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
+Where they meet depends on the number of tokens. So whatever is multiplied here and may
+then be added to is multiplied exactly: steps are powers of two.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jaxtyping import Array, Float, Int8, Int32, UInt8
+
+from jaxserver.core.ops.quantize import PARTS, Int8Weight
+from jaxserver.core.ops.unsigned_product import unsigned_product
+
+BYTE_BITS = 8
+MIDDLE = 2**7
+"""Added to high bytes, which are signed."""
+LONGEST = 2**16
+"""An output has fewer inputs than this, so that its sum is an int32."""
+MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
+"""Bits of a float32 without its sign, those of its power of two, the next power."""
+BEYOND_LARGEST = 0x0001FFFF
+"""Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
+LEAST_STEP = 3 * ONE_UP
+"""Bits of 2**-124: one over it is a normal number too."""
+
+
+def int8_product(
+    x: Float[Array, "tokens in"], weight: Int8Weight[Array]
+) -> Float[Array, "tokens out"]:
+    """`x @ weight.T`, over all dimensions of the output at once.
+
+    A token that is not finite is NaN everywhere.
+    """
+    chex.assert_axis_dimension_lt(x, 1, LONGEST)
+    values = weight.values.reshape(-1, x.shape[1])
+    product: Array = _product(
+        x, values, weight.sums.reshape(-1), weight.scale.reshape(-1)
+    )
+    return product
+
+
+def multiply_on_cpu_by(target: str | None) -> None:
+    """What is compiled from now on multiplies by a kernel, to the same bits.
+
+    That holds for this process, on a CPU.
+
+    Args:
+        target: What the kernel is registered as, with `jax.ffi`. It is given the
+            operands of `_product`. None: it is the compiler that multiplies.
+    """
+    rule = _BY_COMPILER if target is None else jax.ffi.ffi_lowering(target)
+    mlir.register_lowering(_int8_product, rule, platform="cpu")
+
+
+@sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
+def _product(
+    x: Float[Array, "tokens in"],
+    values: Int8[Array, "out in"],
+    sums: Int32[Array, " out"],
+    scale: Float[Array, " out"],
+) -> Float[Array, "tokens out"]:
+    product: Array = _int8_product.bind(x, values, sums, scale)
+    return product
+
+
+def _by_unsigned_product(
+    x: Float[Array, "tokens in"],
+    values: Int8[Array, "out in"],
+    sums: Int32[Array, " out"],
+    scale: Float[Array, " out"],
+) -> Float[Array, "tokens out"]:
+    """Both bytes are rows of one product."""
+    both, step = split_bytes(x)
+    products: Int32[Array, "bytes out"] = unsigned_product(both, values, sums)
+    high, low = jnp.split(products, 2)
+    high = (high - MIDDLE * sums[None, :]).astype(jnp.float32)
+    low = low.astype(jnp.float32)
+    y: Array = (high + low / PARTS) * scale[None, :] * step
+    return y
+
+
+def split_bytes(
+    x: Float[Array, "tokens in"],
+) -> tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]]:
+    """Tokens as `step * (high - 128 + low / 256)`: all high bytes, then all low ones.
+
+    A token's step is the smallest power of two of which it has at most 127, or NaN
+    where the token is not finite. It is found in the bits, whose order as integers is
+    that of the numbers, with what is not finite above all others.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE
+    largest = jnp.max(bits, axis=1, keepdims=True)
+    power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
+    step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
+    parts = jnp.round(x / step * PARTS).astype(jnp.int32) + MIDDLE * PARTS
+    both = jnp.concatenate([parts >> BYTE_BITS, parts & (PARTS - 1)])
+    return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)
+
+
+def _shape(x: Any, values: Any, _sums: Any, _scale: Any) -> jax.core.ShapedArray:
+    return jax.core.ShapedArray((x.shape[0], values.shape[0]), jnp.dtype(jnp.float32))
+
+
+_int8_product = Primitive("int8_product")
+_int8_product.def_abstract_eval(_shape)
+_int8_product.def_impl(lambda *given: jax.jit(_int8_product.bind)(*given))
+_BY_COMPILER = mlir.lower_fun(_by_unsigned_product, multiple_results=False)
+mlir.register_lowering(_int8_product, _BY_COMPILER)
