@@ -227,6 +227,7 @@ def flax(setting: Setting, form: str) -> AbstractContextManager[Measure]:
 
 CONTESTANTS: Mapping[str, Callable[[Setting], AbstractContextManager[Measure]]] = {
     "jaxserver": jaxserver,
+    "jaxserver, native": lambda setting: jaxserver(setting, "--kernels", "native"),
     "jaxserver, fast": lambda setting: jaxserver(setting, "--numerics", "fast"),
     "llama-server": llama_server,
     "transformers serve": transformers_serve,

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         field = dict(entered(stack, setting(args), args.only))
         rounds = [one_round(field, args, nth) for nth in range(args.rounds)]
-    print(table(rounds))
+    for ours in [name for name in field if name.startswith(OURS)]:
+        print(f"\nOurs is {ours}:\n\n{table(rounds, ours)}")
     if args.json is not None:
         args.json.write_text(json.dumps({"rounds": rounds}, indent=1))
 
@@ -146,19 +147,20 @@ def workload(args: argparse.Namespace, clients: int, nth: int) -> Workload:
     )
 
 
-def table(rounds: Sequence[Round]) -> str:
-    """Medians, and the median of the rounds' own ratios, in Markdown."""
+def table(rounds: Sequence[Round], ours: str = OURS) -> str:
+    """Medians, and the medians of the rounds' own ratios to one, in Markdown."""
     rows = [HEAD, ("---",) + ("--:",) * (len(HEAD) - 1)]
     rows += [
-        row(name, clients, rounds) for name in rounds[0] for clients in rounds[0][name]
+        row(name, clients, rounds, ours)
+        for name in rounds[0]
+        for clients in rounds[0][name]
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def row(name: str, clients: int, rounds: Sequence[Round]) -> tuple[str, ...]:
+def row(name: str, clients: int, rounds: Sequence[Round], ours: str) -> tuple[str, ...]:
     its = [each[name][clients] for each in rounds]
-    ours = [each[OURS][clients] for each in rounds]
-    both = list(zip(ours, its, strict=True))
+    both = list(zip([each[ours][clients] for each in rounds], its, strict=True))
     speed = statistics.median(sample.tokens_per_second for sample in its)
     first = statistics.median(sample.first_seconds for sample in its)
     faster = statistics.median(
