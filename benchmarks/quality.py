@@ -26,7 +26,6 @@ from benchmarks import llama_perplexity
 from benchmarks.foretold import Foretold, HostArray, Quality, joined, quality, since
 from benchmarks.starting import fetch
 from jaxserver import wiring
-from jaxserver.adapters.engine.kernels import use_kernels
 from jaxserver.ports.config import DEFAULT_MODEL, ServerConfig
 from jaxserver.ports.model import TokenBatch
 from jaxserver.ports.tokenizer import Tokenizer
@@ -110,7 +109,6 @@ def ours(args: argparse.Namespace, quantize: str, text: str) -> Foretold:
         mesh_axes_shape=(1, 1, 1),
     )
     loaded = wiring.load_model(config, lambda *_: None)
-    use_kernels(loaded.kernels)
     extend = jax.jit(loaded.fns.extend, donate_argnums=1)
 
     def one(window: HostArray) -> Foretold:

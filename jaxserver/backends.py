@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.sharding import Mesh
 
+from jaxserver.adapters.checkpoints.cache import cache_folder
 from jaxserver.adapters.checkpoints.digest import files_digest
 from jaxserver.adapters.checkpoints.locate import locate, open_checkpoint
 from jaxserver.adapters.checkpoints.torch_names import as_huggingface
+from jaxserver.adapters.engine.kernels import register_kernels
 from jaxserver.adapters.flax_models.loading import empty_model
 from jaxserver.adapters.flax_models.models import FlaxModel, flax_model
 from jaxserver.adapters.flax_models.weights import (
@@ -62,6 +64,7 @@ class Backend(NamedTuple):
         end_ids: Tokens that end an answer, besides those the tokenizer knows.
         made_of: What `fns` are made of besides our own code; None where somebody
             else's code is in them.
+        kernels: See `Compute`.
     """
 
     kind: Literal["native", "flax"]
@@ -73,6 +76,7 @@ class Backend(NamedTuple):
     digest: Callable[[], str]
     end_ids: frozenset[int] = frozenset()
     made_of: str | None = None
+    kernels: str = ""
 
 
 def is_native(checkpoint: Checkpoint, config: ServerConfig) -> bool:
@@ -203,6 +207,8 @@ def _native(
     kept = as_asked.get(config.quantize, fastest(rounded, compute))
     specs = kept_as(with_rules(param_specs(known), place.rules), kept)
     dtypes = (rounded, kept)
+    kernels = _kernels(config, compute, mesh, kept)
+    compute = dataclasses.replace(compute, kernels=kernels)
 
     def load(progress: Progress) -> Params:
         return load_params(known, checkpoint, mesh, dtypes, progress, place.rules)
@@ -212,9 +218,18 @@ def _native(
     fns = transformer_fns(known, max_len, config.page_size, mesh, cached, compute)
     digest = functools.partial(files_digest, checkpoint.files)
     backend = Backend("native", fns, specs, place, kept, load, digest)
-    return backend._replace(
-        made_of=repr((known, max_len, config.page_size, cached, compute))
-    )
+    made_of = repr((known, max_len, config.page_size, cached, compute))
+    return backend._replace(made_of=made_of, kernels=kernels)
+
+
+def _kernels(config: ServerConfig, compute: Compute, mesh: Mesh, kept: str) -> str:
+    """Those besides the compiler's own, which cannot be cut up for a mesh."""
+    if config.kernels == "xla":
+        return ""
+    if (compute.platform, mesh.size, kept) != ("cpu", 1, "int8"):
+        got = f"native for weights in {kept} on {mesh.size} {compute.platform} devices"
+        raise InvalidConfig("kernels", got, "xla; native for int8 on 1 cpu device")
+    return register_kernels(cache_folder() / "kernels")
 
 
 def fastest(rounded: str, compute: Compute) -> str:
@@ -241,6 +256,9 @@ def _flax(
         got = f"{config.quantize!r} for {type(model).__name__}"
         allowed = "auto, none: a Flax class multiplies as it was written, in floats"
         raise InvalidConfig("quantize", got, allowed)
+    if config.kernels != "xla":
+        got = f"{config.kernels} for {type(model).__name__}"
+        raise InvalidConfig("kernels", got, "xla for a Flax class")
     flax = flax_model(model, config.max_length, dtype)
     specs = param_specs_of(flax.shapes, model.config.model_type)
     return flax, with_rules(specs, place.rules)

@@ -178,7 +178,7 @@ class Host:
             mesh_axes_shape=tuple(model.mesh.devices.shape),
         )
         digests, own_prompts = model.digests.result(), self._own_prompts()
-        return identity_of(self.model_name, config, digests, own_prompts)
+        return identity_of(self.model_name, config, digests, own_prompts, model.kernels)
 
     def is_ready(self) -> bool:
         return self._state is ServerState.READY and self.is_alive()

@@ -35,7 +35,11 @@ def in_background(make: Callable[[], Made]) -> Future[Made]:
 
 
 def identity_of(
-    name: str, config: ServerConfig, digests: Digests, own_prompts: Sequence[str]
+    name: str,
+    config: ServerConfig,
+    digests: Digests,
+    own_prompts: Sequence[str],
+    kernels: str = "",
 ) -> Identity:
     """All that answers depend on besides their requests.
 
@@ -44,6 +48,7 @@ def identity_of(
         config: With the backend that runs it and the sizes that it came to.
         digests: Of what the model is made of.
         own_prompts: What the user writes prompts with in the template's place.
+        kernels: Name of the library of our own kernels, if they are used.
     """
     template = digests.template
     if own_prompts:
@@ -61,6 +66,7 @@ def identity_of(
             **{library: importlib.metadata.version(library) for library in libraries},
             "python": platform.python_version(),
             "device": _device(),
+            **({"kernels": kernels} if kernels else {}),
         },
     )
 

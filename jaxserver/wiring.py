@@ -22,7 +22,6 @@ from jaxserver.adapters.checkpoints.torch_files import need_torch
 from jaxserver.adapters.engine.compile_cache import keep_compiled_code
 from jaxserver.adapters.engine.compiling import CompiledSteps, Remembered
 from jaxserver.adapters.engine.dispatch import Device
-from jaxserver.adapters.engine.kernels import register_kernels, use_kernels
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.processor import use_processor
@@ -76,8 +75,8 @@ class Model(NamedTuple):
         plan: The memory it was said to take.
         backend: What runs it, `native` or `flax`.
         digests: Of all that it is made of, as soon as that has been read.
-        made_of: See `Backend`; with the kernels.
-        kernels: Name of the library whose kernels run it; none if it is empty.
+        made_of: See `Backend`.
+        kernels: See `core.compute.Compute`.
     """
 
     fns: ModelFns
@@ -200,7 +199,6 @@ def _made(
     if has_draft(config) and backend.fns.guess is None:
         allowed = "ngram or none for a model that is run by its Flax class"
         raise InvalidConfig("speculate", config.speculate, allowed)
-    kernels = _kernels(config, backend)
     engine = engine_config(config, backend)
     dtypes = (DTYPES[config.dtype], backend.kept, _compute(config).dtype)
     if len(set(dtypes)) > 1:
@@ -223,20 +221,9 @@ def _made(
         plan=_said(_plan(config, backend, engine)),
         backend=backend.kind,
         digests=digests,
-        made_of=backend.made_of and backend.made_of + kernels,
-        kernels=kernels,
+        made_of=backend.made_of,
+        kernels=backend.kernels,
     )
-
-
-def _kernels(config: ServerConfig, backend: Backend) -> str:
-    """Those besides the compiler's own, which cannot be cut up for a mesh."""
-    if config.kernels == "xla":
-        return ""
-    device, num_devices = jax.devices()[0].platform, backend.place.mesh.size
-    if (device, num_devices, backend.kept) != ("cpu", 1, "int8"):
-        got = f"native for weights in {backend.kept} on {num_devices} {device} devices"
-        raise InvalidConfig("kernels", got, "xla; native for int8 on 1 cpu device")
-    return register_kernels(cache_folder() / "kernels")
 
 
 def _read_parts(checkpoint: Checkpoint) -> Parts:
@@ -273,7 +260,6 @@ def compile_model(
     """
     _keep_compiled_code()
     use_processor()
-    use_kernels(model.kernels)
     steps = build_steps(model.fns, model.params, model.engine, model.mesh)
     compiled = CompiledSteps(steps, _remembered(model))
     if config.pre_compile:

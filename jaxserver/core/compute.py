@@ -16,16 +16,23 @@ class Compute:
         dtype: Of activations and of both factors of a product, which have all of its
             bits. Sums of products, norms, softmax and logits are float32 in any case.
         is_interpreted: Kernels are interpreted, where the platform is not at hand.
+        kernels: On a CPU, the name of a library of kernels, each of which is registered
+            with `jax.ffi` as `{kernels}_{kernel}`; the compiler's own code if empty.
     """
 
     platform: str = "cpu"
     dtype: str = "float32"
     is_interpreted: bool = False
+    kernels: str = ""
 
     @property
     def rounds_float32(self) -> bool:
         """Unless JAX is told otherwise, the factors of products in float32 are cut."""
         return self.platform != "cpu" and self.dtype == "float32"
+
+    def kernel(self, name: str) -> str | None:
+        """What a kernel is registered as; None where it is the compiler's code."""
+        return f"{self.kernels}_{name}" if self.kernels else None
 
 
 ON_CPU = Compute()

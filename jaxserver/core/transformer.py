@@ -23,7 +23,13 @@ from jaxserver.core.ops import paged
 from jaxserver.core.ops.attention import Attention, attention
 from jaxserver.core.ops.attention_blocks import BLOCK
 from jaxserver.core.ops.likeliest import refine_likeliest
-from jaxserver.core.ops.linear import Weight, linear_on, pad_tokens, read_rows
+from jaxserver.core.ops.linear import (
+    Products,
+    Weight,
+    linear_on,
+    pad_tokens,
+    read_rows,
+)
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
@@ -39,14 +45,14 @@ class Build(NamedTuple):
 
     Attributes:
         table: Its rotary factors.
-        mesh: Where it lies; None leaves all to the compiler.
+        products: How they are made, and on which mesh the model lies.
         dtype: Of the residual stream, and so of both factors of every product.
         attention: The form of it, and the cache's layout.
     """
 
     config: ModelConfig
     table: RopeTable
-    mesh: Mesh | None
+    products: Products
     dtype: str
     attention: Attention
 
@@ -74,7 +80,8 @@ def transformer_fns(
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     form = attention(compute, config.head_dim, mesh)
     table, layout = rope_table(config, max_len), form.layout
-    build = Build(config, table, mesh, compute.dtype, form)
+    products = Products(mesh, compute.kernel("int8_product"))
+    build = Build(config, table, products, compute.dtype, form)
     run = functools.partial(extend, build)
     if compute.rounds_float32:
         run = jax.default_matmul_precision("highest")(run)
@@ -100,7 +107,7 @@ def extend(
     On a mesh every device sees all tokens, so that a token's bits do not depend on how
     many there are; the weights are split, and attention is with the cache.
     """
-    config, mesh = build.config, build.mesh
+    config, mesh = build.config, build.products.mesh
     rows, time = batch.tokens.shape
     chex.assert_equal(len(params.layers), config.num_layers)
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
@@ -123,7 +130,7 @@ def extend(
     wanted = pad_tokens(read.reshape(rows * reads, -1), MIN_CALL_TOKENS)
     head = params.embedding if params.head is None else params.head
     normed = whole(rms_norm(wanted, params.norm, config.norm_eps))
-    logits = linear_on(mesh, ("vocab", "embed"), normed, head)
+    logits = linear_on(build.products, ("vocab", "embed"), normed, head)
     logits = refine_likeliest(logits, normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
     return by_read, KVCache(tuple(all_keys), tuple(all_values))
@@ -136,15 +143,15 @@ def _layer(
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
     """Products, and what is done to them, are float32; what goes on is of `dtype`."""
-    (x, cache), mesh, eps = state, build.mesh, build.config.norm_eps
-    whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
+    (x, cache), products, eps = state, build.products, build.config.norm_eps
+    whole = functools.partial(constrain, axes=(None, None), mesh=products.mesh)
     normed = whole(rms_norm(x, params.attention_norm, eps))
     attended, cache = _attention(build, params, (normed, cache), where)
     onto: Axes = ("embed", "kv_heads", None, None)
-    back = linear_on(mesh, onto, attended, params.out, params.out_bias)
+    back = linear_on(products, onto, attended, params.out, params.out_bias)
     x = whole(_added(x, back))
     normed = whole(rms_norm(x, params.mlp_norm, eps))
-    return whole(_added(x, gated_mlp(normed, params.mlp, mesh))), cache
+    return whole(_added(x, gated_mlp(normed, params.mlp, products))), cache
 
 
 def _added(
@@ -161,11 +168,11 @@ def _attention(
 ) -> tuple[Float[Array, "tokens kv_heads groups head_dim"], LayerCache]:
     """Of normed tokens, whose keys and values are put into the cache."""
     (normed, cache), (batch, positions) = state, where
-    mesh, table, form = build.mesh, batch.page_table, build.attention
+    mesh, table, form = build.products.mesh, batch.page_table, build.attention
     rows, time = positions.shape
     into: Axes = ("kv_heads", None, None, "embed")
-    qkv = linear_on(mesh, into, normed, params.qkv, params.qkv_bias)[: rows * time]
-    qkv = qkv.reshape(rows, time, *qkv.shape[1:])
+    qkv = linear_on(build.products, into, normed, params.qkv, params.qkv_bias)
+    qkv = qkv[: rows * time].reshape(rows, time, *qkv.shape[1:])
     # Rows that are pages of the same number run where their pages are.
     rows_axis: LogicalAxis | None = "batch" if table is None else None
     qkv = constrain(qkv, (rows_axis, None, "kv_heads", None, None), mesh)

@@ -4,11 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
-from jaxserver import wiring
+from jaxserver import backends, wiring
+from jaxserver.core.compute import Compute
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidConfig
+from jaxserver.ports.model import TokenBatch
+from tests.tiny import TinyModel, tiny_model
 from tests.unit.test_wiring import nobody, write_model
 
 
@@ -44,27 +49,31 @@ def test_steps_made_with_kernels_are_not_those_of_other_kernels(
 ) -> None:
     folders = []
 
-    def use(folder: Path) -> str:
+    def register(folder: Path) -> str:
         folders.append(folder)
         return "their name"
 
-    monkeypatch.setattr(wiring, "register_kernels", use)
+    monkeypatch.setattr(backends, "register_kernels", register)
     plain = dataclasses.replace(config, kernels="xla")
     told, untold = (wiring.load_model(each, nobody) for each in (config, plain))
     assert (told.kernels, untold.kernels) == ("their name", "")
-    assert told.made_of == f"{untold.made_of}their name"
+    assert told.made_of != untold.made_of
     assert [folder.name for folder in folders] == ["kernels"]
 
 
-def test_what_is_compiled_uses_the_kernels_of_its_model(
-    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = dataclasses.replace(config, kernels="xla")
-    model = wiring.load_model(plain, nobody)
-    used: list[str] = []
-    monkeypatch.setattr(wiring, "use_kernels", used.append)
-    monkeypatch.setattr(wiring, "_keep_compiled_code", lambda: None)
-    for kernels in ("their name", ""):
-        compiled = wiring.compile_model(model._replace(kernels=kernels), plain, nobody)
-        compiled.cancel()
-    assert used == ["their name", ""]
+def test_two_models_in_one_process_keep_their_own() -> None:
+    """Whichever of them is compiled first."""
+    made = [tiny_model(kept="int8", compute=Compute(kernels=k)) for k in ("", "theirs")]
+    for model in (*made, *made[::-1]):
+        lowered = jax.jit(model.fns.extend).lower(model.params, *given(model)).as_text()
+        is_theirs = model is made[1]
+        assert ("theirs_int8_product" in lowered) == is_theirs
+        assert ("theirs_attention" in lowered) == is_theirs
+
+
+def given(model: TinyModel) -> tuple[Any, TokenBatch]:
+    """One row of four tokens, on an empty cache."""
+    tokens: Any = np.zeros((1, 4), np.int32)
+    start, length, read = tokens[:, 0], tokens[:, 0] + 4, tokens[:, :1]
+    batch = TokenBatch(tokens, start, length, None, read)
+    return model.fns.init_cache(1), batch

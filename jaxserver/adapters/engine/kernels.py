@@ -3,40 +3,37 @@
 import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import jax
+import jaxlib.version
 
-from jaxserver.core.ops.attention import attend_on_cpu_by
-from jaxserver.core.ops.int8_product import multiply_on_cpu_by
 from jaxserver.ports.errors import InvalidConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
 SOURCES = Path(__file__).with_name("native")
+KERNELS = ("int8_product", "attention")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w"),
     # Multiplications are rounded before they are added to; nothing is trapped.
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
-KERNELS = {"int8_product": multiply_on_cpu_by, "attention": attend_on_cpu_by}
-"""By name in the library, what uses them."""
+ALLOWED = (
+    f"xla; native with AVX512-VNNI, one of {', '.join(COMPILERS)} on the path, and a "
+    "cache that can be written"
+)
+LONGEST_SECONDS = 300
+LOGGER = logging.getLogger("jaxserver")
 _LOADED: dict[str, ctypes.CDLL] = {}
 """What is registered, which a process can do once."""
-
-
-def use_kernels(name: str) -> None:
-    """Has what is compiled from now on use the kernels of a library.
-
-    Args:
-        name: The library's; if it is empty, there are none but the compiler's.
-    """
-    for kernel, use in KERNELS.items():
-        use(f"{name}_{kernel}" if name else None)
+_LOADING = threading.Lock()
 
 
 def register_kernels(folder: Path) -> str:
@@ -49,30 +46,34 @@ def register_kernels(folder: Path) -> str:
         The library's name; `{name}_{kernel}` is what each is registered as.
 
     Raises:
-        InvalidConfig: There is no compiler, or it cannot compile them.
+        InvalidConfig: There is no compiler, or it cannot compile them, or they cannot
+            be kept.
     """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise _refused("native, and no compiler is there")
-    library = folder / f"kernels-{_digest(compiler)}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _compile(compiler, library)
-    if library.stem not in _LOADED:
-        _LOADED[library.stem] = loaded = ctypes.CDLL(str(library))
-        for kernel in KERNELS:
-            made = jax.ffi.pycapsule(getattr(loaded, kernel))
-            jax.ffi.register_ffi_target(f"{library.stem}_{kernel}", made, "cpu")
+        raise InvalidConfig("kernels", "native, and no compiler is there", ALLOWED)
+    try:
+        library = folder / f"kernels-{_digest(compiler)}.so"
+        with _LOADING:
+            if library.stem not in _LOADED:
+                loaded = _loaded(compiler, library)
+                for kernel in KERNELS:
+                    made = jax.ffi.pycapsule(getattr(loaded, kernel))
+                    name = f"{library.stem}_{kernel}"
+                    jax.ffi.register_ffi_target(name, made, "cpu")
+                _LOADED[library.stem] = loaded
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InvalidConfig("kernels", f"native, but {error}", ALLOWED) from error
     return library.stem
 
 
 def _digest(compiler: str) -> str:
     """Of all that the library depends on."""
-    said = subprocess.run([compiler, "--version"], capture_output=True, check=False)
-    digest = hashlib.sha256(said.stdout)
+    digest = hashlib.sha256(_run([compiler, "--version"]).stdout.encode())
     for file in sorted(SOURCES.iterdir()):
         digest.update(file.read_bytes())
-    digest.update(repr((FLAGS, jax.__version__, _instructions())).encode())
+    versions = (jax.__version__, jaxlib.version.__version__)
+    digest.update(repr((FLAGS, versions, _instructions())).encode())
     return digest.hexdigest()[:16]
 
 
@@ -84,21 +85,44 @@ def _instructions() -> list[str]:
     return []
 
 
+def _loaded(compiler: str, library: Path) -> ctypes.CDLL:
+    """One that is there and cannot be loaded is made anew."""
+    if library.exists():
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(library))
+    library.parent.mkdir(parents=True, exist_ok=True)
+    _compile(compiler, library)
+    return ctypes.CDLL(str(library))
+
+
 def _compile(compiler: str, library: Path) -> None:
     """By way of another name: what is there is whole."""
+    LOGGER.info("kernels are compiled by %s", compiler)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         sources = sorted(map(str, SOURCES.glob("*.cc")))
         include = f"-I{jax.ffi.include_dir()}"
-        command = [compiler, *FLAGS, include, *sources, "-o", str(made)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        run = _run([compiler, *FLAGS, include, *sources, "-o", str(made)])
         if run.returncode != 0:
-            said = [line for line in run.stderr.splitlines() if "error" in line]
-            raise _refused(f"native, and {compiler} says {(said or ['nothing'])[0]}")
+            got = f"native, and {compiler} says {_first_error(run.stderr)}"
+            raise InvalidConfig("kernels", got, ALLOWED)
         os.replace(made, library)
 
 
-def _refused(got: str) -> InvalidConfig:
-    compilers = ", ".join(COMPILERS)
-    allowed = f"xla; native with AVX512-VNNI and one of {compilers} on the path"
-    return InvalidConfig("kernels", got, allowed)
+def _first_error(said: str) -> str:
+    """Its first line where it names none itself, as when it cannot link."""
+    lines = said.strip().splitlines() or ["nothing"]
+    own = (line for line in lines if "error: " in line and "collect2" not in line)
+    return next(own, lines[0])
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=LONGEST_SECONDS,
+        env={**os.environ, "LC_ALL": "C"},
+    )

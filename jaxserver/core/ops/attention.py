@@ -3,20 +3,20 @@
 import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
+from jaxserver.core.ops.kernel import primitive_with_kernel
 from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout, Pages, PageTable
 from jaxserver.core.sharding import num_devices, partition_spec
 
-KERNEL_DTYPE = "float16"
+KERNEL_DTYPE = jnp.float16
 """Of the cache that a CPU's kernel reads."""
 FEW_QUERIES = 8
 """Tokens of a row up to which its queries are a decode step: it, or a draft's check."""
@@ -64,7 +64,10 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
     decode steps of a GPU read of it what there is, by a kernel.
     """
     if compute.platform == "cpu":
-        return Attention(BY_HEAD, functools.partial(_attend_groups, mesh))
+        kernel = compute.kernel("attention")
+        in_groups = functools.partial(_attend_groups, mesh)
+        attend = functools.partial(_attend_by, kernel) if kernel else in_groups
+        return Attention(BY_HEAD, attend)
     is_gpu, is_one = compute.platform == "cuda", mesh is None or mesh.size == 1
     has_cudnn = is_gpu and is_one and not compute.is_interpreted
     fits_cudnn = head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
@@ -141,31 +144,28 @@ def _attend_groups(
     """No group of rows goes across the devices that rows lie on."""
     is_split = mesh is not None and num_devices("batch", mesh) > 1
     together = None if is_split and table is None else ROWS
-    if is_split or cache[0].dtype != KERNEL_DTYPE:
-        return attend_blocks(queries, cache, table, positions, ends, together)
+    return attend_blocks(queries, cache, table, positions, ends, together)
+
+
+def _attend_by(
+    kernel: str,
+    queries: Float[Array, "rows time kv_heads groups head_dim"],
+    cache: tuple[Pages, Pages],
+    table: PageTable,
+    positions: Int[Array, "rows time"],
+    ends: Int[Array, " rows"],
+) -> Float[Array, "rows time kv_heads groups head_dim"]:
+    """A query's bits are others than in groups, and are as much its own."""
+    chex.assert_type(cache, KERNEL_DTYPE)
+
+    @sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
+    def attend(*operands: Array) -> Array:
+        attended: Array = _attend.bind(*operands, kernel=kernel)
+        return attended
+
     pages = () if table is None else (table,)
-    attended: Array = _attend_on_one(queries, *cache, positions, ends, *pages)
-    return attended
-
-
-def attend_on_cpu_by(target: str | None) -> None:
-    """What is compiled from now on attends by a kernel, where keys are in float16.
-
-    That holds for this process, on a CPU. A query's bits are others than without it,
-    and depend as little on those beside it.
-
-    Args:
-        target: What the kernel is registered as, with `jax.ffi`. It is given the
-            operands of `_by_blocks`. None: it is the compiler's code that attends.
-    """
-    rule = _BY_COMPILER if target is None else jax.ffi.ffi_lowering(target)
-    mlir.register_lowering(_attend, rule, platform="cpu")
-
-
-@sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
-def _attend_on_one(*operands: Array) -> Array:
-    attended: Array = _attend.bind(*operands)
-    return attended
+    found: Array = attend(queries, *cache, positions, ends, *pages)
+    return found
 
 
 def _by_blocks(
@@ -180,15 +180,11 @@ def _by_blocks(
     return attend_blocks(queries, cache, pages, positions, ends)
 
 
-def _shape(queries: Any, *_: Any) -> jax.core.ShapedArray:
+def _shape(queries: Any, *_: Any, kernel: str | None) -> jax.core.ShapedArray:
     return jax.core.ShapedArray(queries.shape, jnp.dtype(jnp.float32))
 
 
-_attend = Primitive("attend")
-_attend.def_abstract_eval(_shape)
-_attend.def_impl(lambda *given: jax.jit(_attend.bind)(*given))
-_BY_COMPILER = mlir.lower_fun(_by_blocks, multiple_results=False)
-mlir.register_lowering(_attend, _BY_COMPILER)
+_attend = primitive_with_kernel("attend", _shape, _by_blocks)
 
 
 def attend_whole(

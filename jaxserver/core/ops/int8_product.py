@@ -14,10 +14,9 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
+from jaxserver.core.ops.kernel import primitive_with_kernel
 from jaxserver.core.ops.quantize import PARTS, Int8Weight
 from jaxserver.core.ops.unsigned_product import unsigned_product
 
@@ -35,42 +34,30 @@ LEAST_STEP = 3 * ONE_UP
 
 
 def int8_product(
-    x: Float[Array, "tokens in"], weight: Int8Weight[Array]
+    x: Float[Array, "tokens in"], weight: Int8Weight[Array], kernel: str | None = None
 ) -> Float[Array, "tokens out"]:
     """`x @ weight.T`, over all dimensions of the output at once.
 
     A token that is not finite is NaN everywhere.
+
+    Args:
+        x: Tokens.
+        weight: `[*out *in]`.
+        kernel: What multiplies on a CPU to the same bits, as it is registered with
+            `jax.ffi`; None leaves it to the compiler.
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
     values = weight.values.reshape(-1, x.shape[1])
-    product: Array = _product(
+
+    @sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
+    def multiply(*operands: Array) -> Array:
+        product: Array = _int8_product.bind(*operands, kernel=kernel)
+        return product
+
+    found: Array = multiply(
         x, values, weight.sums.reshape(-1), weight.scale.reshape(-1)
     )
-    return product
-
-
-def multiply_on_cpu_by(target: str | None) -> None:
-    """What is compiled from now on multiplies by a kernel, to the same bits.
-
-    That holds for this process, on a CPU.
-
-    Args:
-        target: What the kernel is registered as, with `jax.ffi`. It is given the
-            operands of `_product`. None: it is the compiler that multiplies.
-    """
-    rule = _BY_COMPILER if target is None else jax.ffi.ffi_lowering(target)
-    mlir.register_lowering(_int8_product, rule, platform="cpu")
-
-
-@sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
-def _product(
-    x: Float[Array, "tokens in"],
-    values: Int8[Array, "out in"],
-    sums: Int32[Array, " out"],
-    scale: Float[Array, " out"],
-) -> Float[Array, "tokens out"]:
-    product: Array = _int8_product.bind(x, values, sums, scale)
-    return product
+    return found
 
 
 def _by_unsigned_product(
@@ -107,12 +94,10 @@ def split_bytes(
     return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)
 
 
-def _shape(x: Any, values: Any, _sums: Any, _scale: Any) -> jax.core.ShapedArray:
+def _shape(
+    x: Any, values: Any, _sums: Any, _scale: Any, kernel: str | None
+) -> jax.core.ShapedArray:
     return jax.core.ShapedArray((x.shape[0], values.shape[0]), jnp.dtype(jnp.float32))
 
 
-_int8_product = Primitive("int8_product")
-_int8_product.def_abstract_eval(_shape)
-_int8_product.def_impl(lambda *given: jax.jit(_int8_product.bind)(*given))
-_BY_COMPILER = mlir.lower_fun(_by_unsigned_product, multiple_results=False)
-mlir.register_lowering(_int8_product, _BY_COMPILER)
+_int8_product = primitive_with_kernel("int8_product", _shape, _by_unsigned_product)

@@ -4,7 +4,7 @@ That is the one orientation in which a row's bits do not depend on how many rows
 multiplied beside it, from `MIN_CALL_TOKENS` to `MAX_CALL_TOKENS` of them.
 """
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -24,16 +24,32 @@ Weight: TypeAlias = Float[Array, "*out_and_in"] | Int8Weight[Array] | Fp8Weight[
 """Of one product, `[*out *in]`."""
 
 
+class Products(NamedTuple):
+    """Where products are computed, and by what.
+
+    Attributes:
+        mesh: Where the weights lie.
+        kernel: See `int8_product`.
+    """
+
+    mesh: Mesh | None = None
+    kernel: str | None = None
+
+
+ON_ONE_DEVICE = Products()
+
+
 def linear(
     x: Float[Array, "tokens *in"],
     weight: Weight,
     bias: Float[Array, "*out"] | None = None,
+    kernel: str | None = None,
 ) -> Float[Array, "tokens *out"]:
     """`x @ weight.T + bias` in float32, for any number of axes of input and output."""
     chex.assert_axis_dimension_gteq(x, 0, MIN_CALL_TOKENS)
     flat = x.reshape(x.shape[0], -1)
     if isinstance(weight, Int8Weight | Fp8Weight):
-        out, y = weight.scale.shape, _scaled_product(flat, weight)
+        out, y = weight.scale.shape, _scaled_product(flat, weight, kernel)
     else:
         out, y = weight.shape[: weight.ndim - x.ndim + 1], _product(flat, weight)
     if bias is not None:
@@ -42,10 +58,12 @@ def linear(
 
 
 def _scaled_product(
-    x: Float[Array, "tokens in"], weight: Int8Weight[Array] | Fp8Weight[Array]
+    x: Float[Array, "tokens in"],
+    weight: Int8Weight[Array] | Fp8Weight[Array],
+    kernel: str | None,
 ) -> Float[Array, "tokens out"]:
     if isinstance(weight, Int8Weight) and x.dtype == jnp.float32:
-        return int8_product(x, weight)
+        return int8_product(x, weight, kernel)
     return _product(x, weight.values) * weight.scale.reshape(1, -1)
 
 
@@ -82,7 +100,7 @@ def read_rows(
 
 
 def linear_on(
-    mesh: Mesh | None,
+    products: Products,
     axes: Axes,
     x: Float[Array, "tokens *in"],
     weight: Weight,
@@ -94,15 +112,17 @@ def linear_on(
     added up: a token's bits do not depend on how many there are.
 
     Args:
-        mesh: Where the weight lies.
+        products: Where the weight lies, and what multiplies.
         axes: Of the weight.
         x: Tokens, which are put where they are needed.
         weight: `[*out *in]`.
         bias: Of the shape of the output.
     """
+    mesh, kernel = products
     num_out = len(axes) - x.ndim + 1
     x = constrain(x, (None, *axes[num_out:]), mesh)
-    return constrain(linear(x, weight, bias), (None, *axes[:num_out]), mesh)
+    y = linear(x, weight, bias, kernel)
+    return constrain(y, (None, *axes[:num_out]), mesh)
 
 
 def pad_tokens(

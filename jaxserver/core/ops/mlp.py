@@ -4,10 +4,9 @@ import dataclasses
 from typing import Generic, TypeVar
 
 import jax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxserver.core.ops.linear import Weight, linear_on
+from jaxserver.core.ops.linear import ON_ONE_DEVICE, Products, Weight, linear_on
 from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
@@ -31,10 +30,10 @@ class MlpParams(Generic[Leaf, Factor]):
 def gated_mlp(
     x: Float[Array, "tokens embed"],
     params: MlpParams[Array, Weight],
-    mesh: Mesh | None = None,
+    products: Products = ON_ONE_DEVICE,
 ) -> Float[Array, "tokens embed"]:
     """`down(silu(gate(x)) * up(x))`, in float32."""
     up: Axes = (None, "mlp", "embed")
-    both = linear_on(mesh, up, x, params.gate_up, params.gate_up_bias)
+    both = linear_on(products, up, x, params.gate_up, params.gate_up_bias)
     hidden = (jax.nn.silu(both[:, 0]) * both[:, 1]).astype(x.dtype)
-    return linear_on(mesh, ("embed", "mlp"), hidden, params.down, params.down_bias)
+    return linear_on(products, ("embed", "mlp"), hidden, params.down, params.down_bias)

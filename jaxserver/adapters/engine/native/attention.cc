@@ -4,12 +4,12 @@
 // A query's numbers are added up in an order that is its own: along a key one after the
 // other, over the positions of a block lane by lane and then the lanes in pairs, and over
 // blocks from the first on. So its bits do not depend on what is computed beside it.
+#include "sharing.h"
+
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
-
-#include "sharing.h"
 
 namespace jaxserver {
 namespace {

@@ -4,12 +4,12 @@
 // Tokens and weights are contiguous along the axis that is summed over, so one instruction
 // takes a vector of either and adds each four products to a 32-bit sum (VNNI). Weights need
 // no packing for that, which for few tokens would take longer than the product itself.
+#include "sharing.h"
+
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
-
-#include "sharing.h"
 
 namespace jaxserver {
 namespace {
@@ -226,7 +226,8 @@ ffi::Error run(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x,
                ffi::BufferR2<ffi::S8> values, ffi::BufferR1<ffi::S32> sums,
                ffi::BufferR1<ffi::F32> scale, ffi::Result<ffi::BufferR2<ffi::F32>> y) {
   const int64_t tokens = x.dimensions()[0], in = x.dimensions()[1];
-  const int64_t out = values.dimensions()[0], all = pool.num_threads();
+  const int64_t out = values.dimensions()[0];
+  const int64_t all = std::max<int64_t>(pool.num_threads(), 1);
   // Kept for the thread's next product.
   static thread_local std::vector<uint8_t> bytes;
   static thread_local std::vector<float> steps;

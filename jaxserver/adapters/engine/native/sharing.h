@@ -1,6 +1,10 @@
 // How the threads that XLA gives a kernel share its work.
 #pragma once
 
+#if !defined(__AVX512VNNI__) || !defined(__AVX512BW__) || !defined(__AVX512VL__)
+#error "the processor has no AVX512-VNNI"
+#endif
+
 #include <immintrin.h>
 
 #include <algorithm>
@@ -9,10 +13,6 @@
 #include <memory>
 
 #include "xla/ffi/api/ffi.h"
-
-#ifndef __AVX512VNNI__
-#error "the processor has no AVX512-VNNI"
-#endif
 
 namespace jaxserver {
 

@@ -1,246 +1,59 @@
-"""Our kernels beside what the compiler makes, and beside plain numpy."""
+"""How our kernels are compiled, kept and refused."""
 
 import os
-import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 
 from jaxserver.adapters.engine import kernels
-from jaxserver.adapters.engine.kernels import COMPILERS, register_kernels
-from jaxserver.core.ops import attention, int8_product
-from jaxserver.core.ops.quantize import quantize
+from jaxserver.adapters.engine.kernels import register_kernels
 from jaxserver.ports.errors import InvalidConfig
-from tests.numerics.test_ops import cut_up, naive_attention
-from tests.rows import HostArray, jitted
-from tests.strategies import SEEDS
-
-CAN_COMPILE = any(map(shutil.which, COMPILERS)) and bool(
-    kernels.CPU_INFO.exists()
-    and re.search(r"\bavx512_vnni\b", kernels.CPU_INFO.read_text())
-)
-needs_compiler = pytest.mark.skipif(
-    not CAN_COMPILE, reason="a C++ compiler and a processor with AVX512-VNNI are needed"
-)
-SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 200), st.integers(1, 40))
-KINDS = ("normal", "outlier", "zeros", "huge", "denormal", "broken")
-MODEL = """
-import sys
-from pathlib import Path
-
-import numpy as np
-
-from jaxserver.adapters.engine.kernels import register_kernels, use_kernels
-from tests.rows import run, run_in_pieces
-from tests.tiny import tiny_model
-
-if sys.argv[2:]:
-    use_kernels(register_kernels(Path(sys.argv[2])))
-    if sys.argv[3:]:
-        use_kernels("")
-paged, model = (tiny_model(kept="int8", page_size=size) for size in (16, None))
-tokens = np.random.default_rng(0).integers(0, model.fns.vocab_size, 200)
-tokens = tokens.astype(np.int32)
-whole = run_in_pieces(model, tokens, [], 256)
-for cuts in ([1], [7, 8, 130], [128], list(range(190, 200))):
-    np.testing.assert_array_equal(run_in_pieces(model, tokens, cuts, 256), whole)
-rows, at = [tokens[:8], tokens[50:60], tokens[:31]], [0, 0, 0]
-together, cache = run(model, model.fns.init_cache(3), rows, at, 32)
-np.testing.assert_array_equal(together[2, :31], whole[:31])
-np.testing.assert_array_equal(together[0, :8], whole[:8])
-table = np.array([[5, 1, 7, 0], [2, 6, 3, 4]], np.int32)
-cache = paged.fns.init_cache(8)
-pieces, cache = run(paged, cache, [tokens[:32], tokens[:20]], [0, 0], 32, table)
-np.testing.assert_array_equal(pieces[0], whole[:32])
-pieces, cache = run(paged, cache, [tokens[32:45], tokens[20:21]], [32, 20], 16, table)
-np.testing.assert_array_equal(pieces[0, :13], whole[32:45])
-np.testing.assert_array_equal(pieces[1, :1], whole[20:21])
-assert np.ptp(whole) > 1
-np.save(sys.argv[1], whole)
-"""
+from tests.numerics.test_kernels import needs_compiler
 
 
-class Kernels(NamedTuple):
-    """Both kernels as primitives of their own, whatever this process does."""
-
-    product: Callable[..., Any]
-    attend: Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    name = register_kernels(tmp_path_factory.mktemp("kernels"))
-    made = []
-    for kernel, module in (("int8_product", int8_product), ("attention", attention)):
-        primitive = Primitive(kernel)
-        primitive.def_abstract_eval(module._shape)
-        rule = jax.ffi.ffi_lowering(f"{name}_{kernel}")
-        mlir.register_lowering(primitive, rule)
-        made.append(primitive.bind)
-    return Kernels(*made)
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that is the first on the path, and is not written yet."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    return tmp_path / "c++"
 
 
-def operands(
-    kind: str, shape: tuple[int, int, int], seed: int
-) -> tuple[HostArray, ...]:
-    (tokens, inputs, outputs), rng = shape, np.random.default_rng(seed)
-    normal = rng.standard_normal((tokens, inputs))
-    x = {
-        "normal": normal,
-        "outlier": np.where(rng.random(normal.shape) < 0.02, 1e4, 1) * normal,
-        "zeros": np.zeros(normal.shape),
-        "huge": np.clip(normal, -3, 3) * 1e38,
-        "denormal": normal * 10.0 ** rng.integers(-42, -35, normal.shape),
-        "broken": np.where(rng.random(normal.shape) < 0.1 / inputs, np.nan, normal),
-    }[kind]
-    weight = rng.standard_normal((outputs, inputs)) * 10.0 ** rng.integers(-9, 3)
-    made = quantize(weight.astype(np.float32), 1)
-    return x.astype(np.float32), made.values, made.sums, made.scale
+def write(compiler: Path, script: str) -> None:
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
 
 
-def a_row_each(rows: int, time: int, head_dim: int) -> tuple[HostArray, ...]:
-    """Queries, keys and values that float16 has, and positions in several blocks."""
-    rng, context = np.random.default_rng(rows), 384
-
-    def numbers(*shape: int) -> HostArray:
-        return rng.standard_normal(shape).astype(np.float16).astype(np.float32)
-
-    queries = numbers(rows, time, 2, 3, head_dim)
-    keys, values = (
-        numbers(rows, 2, head_dim, context),
-        numbers(rows, 2, context, head_dim),
-    )
-    start = np.arange(3, 250, 240 // rows, dtype=np.int32)[::-1][:rows, None]
-    return queries, keys, values, start + np.arange(time, dtype=np.int32)
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is loaded yet, and nothing is registered in this process for good."""
+    monkeypatch.setattr(kernels, "_LOADED", {})
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_: None)
 
 
 @needs_compiler
-@given(kind=st.sampled_from(KINDS), shape=SHAPES, seed=SEEDS)
-@example(kind="normal", shape=(4, 576, 960), seed=0)
-@example(kind="outlier", shape=(33, 1536, 577), seed=1)
-@example(kind="broken", shape=(16, 64, 5000), seed=2)
-@example(kind="normal", shape=(128, 576, 96), seed=3)
-@example(kind="huge", shape=(3, 65_535, 2), seed=4)
-def test_the_product_has_the_bits_of_the_compilers_own(
-    native: Kernels, kind: str, shape: tuple[int, int, int], seed: int
+def test_a_library_that_is_broken_is_made_anew(
+    tmp_path: Path, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = operands(kind, shape, seed)
-    expected = np.asarray(jitted(int8_product._by_unsigned_product)(*given))
-    found = np.asarray(jitted(native.product)(*given))
-    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
-
-
-@needs_compiler
-@pytest.mark.parametrize("page_size", [None, 16, 128])
-@pytest.mark.parametrize("head_dim", [4, 64, 80, 128])
-@pytest.mark.parametrize(("rows", "time"), [(1, 1), (2, 6), (9, 1), (1, 128)])
-def test_attention_is_softmax_over_what_came_before(
-    native: Kernels, rows: int, time: int, head_dim: int, page_size: int | None
-) -> None:
-    queries, keys, values, positions = a_row_each(rows, time, head_dim)
-    expected = naive_attention(queries, keys, values, positions)
-    table: list[HostArray] = []
-    if page_size is not None:
-        keys, values, pages = cut_up(keys, values, page_size)
-        table = [pages]
-    cache = (keys.astype(np.float16), values.astype(np.float16))
-    ends = positions.max(1) + 1
-    found = jitted(native.attend)(queries, *cache, positions, ends, *table)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-
-
-@needs_compiler
-def test_a_query_attends_alone_as_it_does_in_company(native: Kernels) -> None:
-    queries, keys, values, positions = a_row_each(9, 6, 64)
-    cache, attend = (keys.astype(np.float16), values.astype(np.float16)), native.attend
-    whole = np.asarray(jitted(attend)(queries, *cache, positions, positions.max(1) + 1))
-    for row, nth in [(0, 0), (3, 5), (8, 2)]:
-        alone = tuple(leaf[row : row + 1] for leaf in cache)
-        at = positions[row : row + 1, nth : nth + 1]
-        query = queries[row : row + 1, nth : nth + 1]
-        found = np.asarray(jitted(attend)(query, *alone, at, at[0] + 1))
-        np.testing.assert_array_equal(found[0, 0], whole[row, nth])
-
-
-@needs_compiler
-def test_a_key_that_is_no_number_spoils_the_queries_that_see_it(
-    native: Kernels,
-) -> None:
-    queries, keys, values, positions = a_row_each(2, 6, 64)
-    keys, values = keys.astype(np.float16), values.astype(np.float16)
-    attend: Any = jitted(native.attend)
-    ends = positions.max(1) + 1
-    before = np.asarray(attend(queries, keys, values, positions, ends))
-    keys[0, :, :, positions[0, 3]] = np.nan
-    keys[1, :, :, ends[1] :] = np.nan
-    found = np.asarray(attend(queries, keys, values, positions, ends))
-    assert np.isnan(found[0, 3:]).all()
-    np.testing.assert_array_equal(found[0, :3], before[0, :3])
-    np.testing.assert_array_equal(found[1], before[1])
-
-
-@needs_compiler
-def test_several_threads_may_run_them_at_once(native: Kernels) -> None:
-    shapes = [(4, 576, 960), (16, 576, 576), (40, 300, 900), (1, 64, 7)]
-    work: list[tuple[Any, tuple[HostArray, ...]]] = [
-        (jitted(native.product), operands("normal", shape, seed))
-        for seed, shape in enumerate(shapes)
-    ]
-    for rows in (2, 9):
-        queries, keys, values, positions = a_row_each(rows, 6, 64)
-        cache = (keys.astype(np.float16), values.astype(np.float16))
-        given = (queries, *cache, positions, positions.max(1) + 1)
-        work.append((jitted(native.attend), given))
-    expected = [np.asarray(run(*given)) for run, given in work]
-
-    def again(nth: int) -> tuple[int, HostArray]:
-        run, given = work[nth % len(work)]
-        return nth % len(work), np.asarray(run(*given))
-
-    with ThreadPoolExecutor(4) as pool:
-        for nth, found in pool.map(again, range(600)):
-            np.testing.assert_array_equal(found, expected[nth])
-
-
-@needs_compiler
-def test_a_model_keeps_its_bits_with_them_and_is_nearly_as_without(
-    tmp_path: Path,
-) -> None:
-    def logits(*arguments: str) -> HostArray:
-        file = tmp_path / f"{len(arguments)}.npy"
-        command = [sys.executable, "-c", MODEL, str(file), *arguments]
-        subprocess.run(command, check=True)
-        found: HostArray = np.load(file)
-        return found
-
-    plain, folder = logits(), str(tmp_path / "kernels")
-    found = logits(folder)
-    np.testing.assert_array_equal(logits(folder, "not any more"), plain)
-    assert (found != plain).any()
-    np.testing.assert_allclose(found, plain, atol=np.ptp(plain) / 1000)
+    name = register_kernels(tmp_path / "whole")
+    broken = tmp_path / "broken" / f"{name}.so"
+    broken.parent.mkdir()
+    broken.write_bytes(b"")
+    monkeypatch.setattr(kernels, "_LOADED", {})
+    assert register_kernels(broken.parent) == name
+    assert broken.stat().st_size > 0
 
 
 @needs_compiler
 def test_what_was_compiled_is_not_compiled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = register_kernels(tmp_path)
 
     def never(*_: object) -> None:
         raise AssertionError("compiled again")
 
+    monkeypatch.setattr(kernels, "_LOADED", {})
     monkeypatch.setattr(kernels, "_compile", never)
     assert register_kernels(tmp_path) == name
     assert [file.stem for file in tmp_path.iterdir()] == [name]
@@ -254,14 +67,35 @@ def test_where_no_compiler_is_they_are_refused(
         register_kernels(tmp_path / "kernels")
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'x.cc:1: error: no VNNI' >&2; exit 1", "says x.cc:1: error: no VNNI"),
+        ("echo 'ld: cannot find -lstdc++' >&2; exit 1", "says ld: cannot find"),
+        ("exit 1", "says nothing"),
+        ("exec sleep 60", "timed out after 0.5 seconds"),
+    ],
+)
 def test_what_a_compiler_says_against_them_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str,
+    said: str,
+    compiler: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho 'x.cc:1: error: no VNNI' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    write(compiler, f'test "$1" = --version && exit 0; {script}')
+    monkeypatch.setattr(kernels, "LONGEST_SECONDS", 0.5)
     folder = tmp_path / "kernels"
-    with pytest.raises(InvalidConfig, match="error: no VNNI, allowed is xla"):
+    with pytest.raises(InvalidConfig, match=f"{said}.*allowed is xla"):
         register_kernels(folder)
     assert not list(folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said(
+    compiler: Path, tmp_path: Path
+) -> None:
+    write(compiler, "exit 0")
+    file = tmp_path / "a file"
+    file.touch()
+    with pytest.raises(InvalidConfig, match=r"a file.*a cache that can be written"):
+        register_kernels(file / "kernels")
