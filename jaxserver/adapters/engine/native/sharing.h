@@ -11,12 +11,15 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
 
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxserver {
 
 namespace ffi = xla::ffi;
+
+constexpr int kSpins = 1 << 12;
 
 // Numbers below the normal ones are 0, as in the code that XLA makes. What is set is the
 // thread's own.
@@ -44,9 +47,11 @@ struct Shared {
     for (int64_t i; (i = next.fetch_add(1)) < count; done.fetch_add(1)) work(i);
   }
 
-  // For pieces that others have begun.
+  // For pieces that others have begun, which take microseconds, unless the system has put
+  // somebody else in their place: then perhaps here is room for them.
   void wait() const {
-    while (done.load() < count) _mm_pause();
+    for (int spins = 0; done.load() < count; ++spins)
+      spins < kSpins ? _mm_pause() : std::this_thread::yield();
   }
 };
 
