@@ -1,7 +1,8 @@
 """Asks a server the same things twice in different order, and compares every bit.
 
 Of each answer its tokens, its text, its log-probabilities and why it ended; for weights
-in float32 and in int8. `--requests 200 --clients 16` is the default.
+in float32, in int8, and in int8 with kernels of our own. `--requests 200 --clients 16`
+is the default.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks.texts import WORDS
 WEIGHTS = {
     "float32": ("--dtype", "fp32", "--quantize", "none"),
     "int8": ("--dtype", "fp32", "--quantize", "int8"),
+    "int8, native": ("--dtype", "fp32", "--quantize", "int8", "--kernels", "native"),
 }
 SIZES = ("--slots", "8", "--max-length", "512", "--max-queue", "512")
 TIMEOUT_SECONDS = 600
@@ -147,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     differing = 0
     print("| weights | requests | clients | log-probabilities | answers that differ |")
     print("|---|--:|--:|--:|--:|")
-    for name, flags in WEIGHTS.items():
+    for name in args.only or WEIGHTS:
+        flags = WEIGHTS[name]
         with (
             tempfile.TemporaryDirectory() as cache,
             started(model, Path(cache), [*SIZES, *flags, *args.server]) as server,
@@ -175,6 +178,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--requests", type=int, default=200)
     add("--clients", type=int, default=16)
     add("--seed", type=int, default=0)
+    add("--only", action="append", choices=WEIGHTS, help="one of them; may be repeated")
     add("server", nargs="*", help="after --: further arguments of `jaxserver serve`")
     return parser.parse_args(arguments)
 
