@@ -1,6 +1,5 @@
 """Our kernels beside what the compiler makes, and beside plain numpy."""
 
-import functools
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -19,7 +19,7 @@ from jaxserver.adapters.engine import kernels
 from jaxserver.adapters.engine.kernels import COMPILERS, register_kernels
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops import attention, int8_product
-from jaxserver.core.ops.quantize import quantize
+from jaxserver.core.ops.quantize import Int8Weight, quantize
 from tests.numerics.test_ops import cut_up, naive_attention
 from tests.rows import HostArray, jitted
 from tests.strategies import SEEDS
@@ -79,14 +79,26 @@ class Kernels(NamedTuple):
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     compute = Compute(kernels=register_kernels(tmp_path_factory.mktemp("kernels")))
-    kernels = (compute.kernel("int8_product"), compute.kernel("attention"))
-    primitives = (int8_product._int8_product, attention._attend)
-    return Kernels(
-        *(
-            functools.partial(primitive.bind, kernel=kernel)
-            for primitive, kernel in zip(primitives, kernels, strict=True)
-        )
-    )
+    attend = attention.attention(compute, 64, None).attend
+
+    def product(
+        x: jax.Array, values: jax.Array, sums: jax.Array, scale: jax.Array
+    ) -> jax.Array:
+        weight = Int8Weight(values=values, sums=sums, scale=scale)
+        kernel = compute.kernel("int8_product")
+        return int8_product.int8_product(x, weight, kernel)
+
+    def attend_over(
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        positions: jax.Array,
+        ends: jax.Array,
+        table: jax.Array | None = None,
+    ) -> jax.Array:
+        return attend(queries, (keys, values), table, positions, ends)
+
+    return Kernels(product, attend_over)
 
 
 def operands(

@@ -1,18 +1,16 @@
 """Attention of new tokens over everything their rows hold, as the device likes it."""
 
 import functools
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import sequential_vmap
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
-from jaxserver.core.ops.kernel import primitive_with_kernel
 from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout, Pages, PageTable
 from jaxserver.core.sharding import num_devices, partition_spec
 
@@ -158,33 +156,11 @@ def _attend_by(
     """A query's bits are others than in groups, and are as much its own."""
     chex.assert_type(cache, KERNEL_DTYPE)
 
-    @sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
-    def attend(*operands: Array) -> Array:
-        attended: Array = _attend.bind(*operands, kernel=kernel)
-        return attended
-
+    shape = jax.ShapeDtypeStruct(queries.shape, jnp.float32)
+    attend = jax.ffi.ffi_call(kernel, shape, vmap_method="sequential")
     pages = () if table is None else (table,)
     found: Array = attend(queries, *cache, positions, ends, *pages)
     return found
-
-
-def _by_blocks(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    positions: Array,
-    ends: Array,
-    *table: Array,
-) -> Array:
-    cache, pages = (keys, values), table[0] if table else None
-    return attend_blocks(queries, cache, pages, positions, ends)
-
-
-def _shape(queries: Any, *_: Any, kernel: str | None) -> jax.core.ShapedArray:
-    return jax.core.ShapedArray(queries.shape, jnp.dtype(jnp.float32))
-
-
-_attend = primitive_with_kernel("attend", _shape, _by_blocks)
 
 
 def attend_whole(

@@ -8,15 +8,11 @@ Where they meet depends on the number of tokens. So whatever is multiplied here 
 then be added to is multiplied exactly: steps are powers of two.
 """
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
-from jaxserver.core.ops.kernel import primitive_with_kernel
 from jaxserver.core.ops.quantize import PARTS, Int8Weight
 from jaxserver.core.ops.unsigned_product import unsigned_product
 
@@ -48,16 +44,13 @@ def int8_product(
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
     values = weight.values.reshape(-1, x.shape[1])
-
-    @sequential_vmap  # type: ignore[untyped-decorator]  # JAX says no types
-    def multiply(*operands: Array) -> Array:
-        product: Array = _int8_product.bind(*operands, kernel=kernel)
-        return product
-
-    found: Array = multiply(
-        x, values, weight.sums.reshape(-1), weight.scale.reshape(-1)
-    )
-    return found
+    operands = (x, values, weight.sums.reshape(-1), weight.scale.reshape(-1))
+    if kernel is None:
+        return _by_unsigned_product(*operands)
+    shape = jax.ShapeDtypeStruct((x.shape[0], values.shape[0]), jnp.float32)
+    multiply = jax.ffi.ffi_call(kernel, shape, vmap_method="sequential")
+    product: Array = multiply(*operands)
+    return product
 
 
 def _by_unsigned_product(
@@ -92,12 +85,3 @@ def split_bytes(
     parts = jnp.round(x / step * PARTS).astype(jnp.int32) + MIDDLE * PARTS
     both = jnp.concatenate([parts >> BYTE_BITS, parts & (PARTS - 1)])
     return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)
-
-
-def _shape(
-    x: Any, values: Any, _sums: Any, _scale: Any, kernel: str | None
-) -> jax.core.ShapedArray:
-    return jax.core.ShapedArray((x.shape[0], values.shape[0]), jnp.dtype(jnp.float32))
-
-
-_int8_product = primitive_with_kernel("int8_product", _shape, _by_unsigned_product)
