@@ -1,5 +1,7 @@
 """The HTTP application around one model: the routes and, where wanted, the pages."""
 
+import functools
+from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 import fastapi
@@ -37,10 +39,11 @@ def application(
 
     Args:
         served: What answers.
-        host: Brings the model; it is not ready before its application is whole.
+        host: Brings the model.
         written: What writes prompts down.
         pages: With the pages.
-        later: They come meanwhile, which takes seconds; who asks for one waits.
+        later: They come when somebody asks for one, who waits for them: it takes as
+            long, and as much memory, as the routes do.
     """
     config, slots = host.config, host.config.slots or 0
     app = create_app(
@@ -57,9 +60,14 @@ def application(
         handler_threads=max(32, slots) + config.max_queue,
     )
     if pages and later:
-        mounted = in_background(lambda: _mount_pages(app, served, host, written))
+
+        @functools.cache
+        def mounted() -> Future[None]:
+            part = in_background(lambda: _mount_pages(app, served, host, written))
+            host.has_begun(part)
+            return part
+
         app.add_middleware(WaitsFor, paths=PAGES, mounted=mounted)
-        host.needs(mounted)
     elif pages:
         _mount_pages(app, served, host, written)
     return app

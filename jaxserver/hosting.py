@@ -72,14 +72,14 @@ class Host:
         self._own_prompts = own_prompts
         self.metrics = MetricsTelemetry(self.snapshot)
         self._telemetry = hear_requests(config, self.metrics)
-        self._needed: list[Future[None]] = []
+        self._begun: list[Future[None]] = []
         self._state = ServerState.LOADING
         self._started_seconds = time.monotonic()
         self._compiles_at_ready = 0
 
-    def needs(self, part: Future[None]) -> None:
-        """It is not ready before this has ended, and fails where this does."""
-        self._needed.append(part)
+    def has_begun(self, part: Future[None]) -> None:
+        """The end waits for it."""
+        self._begun.append(part)
 
     def open(
         self,
@@ -96,9 +96,6 @@ class Host:
         """
         try:
             self.model = with_processors(load(), self._processors)
-            for part in self._needed:
-                if part.done():
-                    part.result()
             sizes = self.model.engine
             self.config = dataclasses.replace(
                 self.config, slots=sizes.slots, max_length=sizes.max_len
@@ -109,8 +106,6 @@ class Host:
             self.compiled = compile_model(self.model, self.config, progress)
             parts = (self.model, self.compiled, self.config, self._telemetry)
             self.engine = start_engine(*parts, self.identity)
-            for part in self._needed:
-                part.result()
         except BaseException:
             self._state = ServerState.FAILED
             raise
@@ -149,7 +144,7 @@ class Host:
         if self._state is not ServerState.FAILED:
             self._state = ServerState.DRAINING
         # A process that ends while a thread of it imports may end in an abort.
-        concurrent.futures.wait(self._needed, PART_SECONDS)
+        concurrent.futures.wait(self._begun, PART_SECONDS)
         has_ended = self.engine is None or self.engine.close(seconds)
         self._telemetry.close()
         return has_ended

@@ -314,7 +314,7 @@ class JAXServer:
     def fire(self, *, pages_later: bool = False) -> str:
         """Serves over HTTP in the background; returns the address it listens on.
 
-        Told so, before `open`, it brings the pages while that brings the model.
+        Told so, it brings the pages only when somebody asks for one.
         """
         config, app = self._host.config, self._app(later=pages_later)
         self._http = HttpServer(app, config.host, config.port)

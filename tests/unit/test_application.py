@@ -1,4 +1,4 @@
-"""The application while its pages are still on their way."""
+"""The application whose pages come when somebody asks for one."""
 
 import threading
 import time
@@ -9,24 +9,21 @@ import pytest
 
 from jaxserver import application
 from jaxserver.application import PAGES
-from jaxserver.ports.status import ServerState
-from jaxserver.server import JAXServer
 from tests import engines
 from tests.unit.tiny_server import Servers, tiny_servers
-from tests.waiting import eventually
 
 mount = application._mount_pages
-Opening = threading.Thread
 
 
 class Slow:
     """Mounts the pages once it is let, or fails."""
 
     def __init__(self) -> None:
-        self.may = threading.Event()
+        self.has_begun, self.may = threading.Event(), threading.Event()
         self.error: Exception | None = None
 
     def __call__(self, *parts: object) -> None:
+        self.has_begun.set()
         assert self.may.wait(20)
         if self.error is not None:
             raise self.error
@@ -48,37 +45,16 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     pages.may.set()
 
 
-def opening(server: JAXServer) -> tuple[Opening, list[Exception]]:
-    """A thread that brings the model, and what went wrong in it."""
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            server.open()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, errors
-
-
-def test_a_server_is_not_ready_before_its_pages_are_there(
+def test_a_server_is_ready_before_its_pages_are_there(
     servers: Servers, slow: Slow
 ) -> None:
     server = servers.make()
     url = server.fire(pages_later=True)
-    thread, _ = opening(server)
-    assert eventually(lambda: server._host.engine is not None)
+    server.open()
 
-    assert httpx.get(f"{url}/health").status_code == 200
-    assert httpx.get(f"{url}/status").json()["state"] == ServerState.COMPILING.value
-    assert httpx.get(f"{url}/ready").status_code == 503
-    asked = httpx.post(f"{url}/v1/completions", json={"prompt": "a"})
-    assert (asked.status_code, "Retry-After" in asked.headers) == (503, True)
-    slow.may.set()
-    thread.join()
     assert httpx.get(f"{url}/ready").status_code == 200
+    assert not slow.has_begun.is_set()
+    slow.may.set()
     assert httpx.get(f"{url}/gradio_chat/").status_code == 200
 
 
@@ -96,18 +72,18 @@ def test_who_asks_for_a_page_before_it_is_there_waits(
     assert time.monotonic() - began > 0.05
 
 
-def test_pages_that_cannot_be_mounted_fail_the_server(
+def test_pages_that_cannot_be_mounted_are_an_error_of_their_own(
     servers: Servers, slow: Slow
 ) -> None:
     server = servers.make()
-    server.fire(pages_later=True)
+    url = server.fire(pages_later=True)
+    server.open()
     slow.error = ImportError("no gradio")
     slow.may.set()
-    thread, errors = opening(server)
-    thread.join()
 
-    assert errors == [slow.error]
-    assert server.snapshot().state is ServerState.FAILED
+    for _ in range(2):
+        assert httpx.get(f"{url}/gradio_chat/").status_code == 500
+    assert httpx.get(f"{url}/ready").status_code == 200
 
 
 def test_the_pages_are_where_they_are_waited_for(servers: Servers) -> None:

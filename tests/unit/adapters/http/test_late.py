@@ -16,7 +16,7 @@ PATHS = frozenset({"/", "/page"})
 async def asked(path: str, mounted: Future[None]) -> tuple[bool, int]:
     """Whether an answer had to be waited for, and its status."""
     app = app_of()
-    app.add_middleware(WaitsFor, paths=PATHS, mounted=mounted)
+    app.add_middleware(WaitsFor, paths=PATHS, mounted=lambda: mounted)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = asyncio.ensure_future(client.get(path))
@@ -40,10 +40,10 @@ def test_nothing_else_is(path: str, status: int) -> None:
     assert asyncio.run(asked(path, Future())) == (False, status)
 
 
-def test_what_could_not_be_mounted_is_not_there() -> None:
+def test_what_could_not_be_mounted_is_an_error() -> None:
     failed: Future[None] = Future()
     app = app_of()
-    app.add_middleware(WaitsFor, paths=PATHS, mounted=failed)
+    app.add_middleware(WaitsFor, paths=PATHS, mounted=lambda: failed)
 
     async def ask() -> int:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -55,7 +55,7 @@ def test_what_could_not_be_mounted_is_not_there() -> None:
             failed.set_exception(ImportError("gradio"))
             return (await answer).status_code
 
-    assert asyncio.run(ask()) == 404
+    assert asyncio.run(ask()) == 500
 
 
 def test_who_leaves_does_not_stop_the_others_from_getting_it() -> None:
@@ -63,7 +63,7 @@ def test_who_leaves_does_not_stop_the_others_from_getting_it() -> None:
 
     async def leave() -> None:
         app = app_of()
-        app.add_middleware(WaitsFor, paths=PATHS, mounted=mounted)
+        app.add_middleware(WaitsFor, paths=PATHS, mounted=lambda: mounted)
         scope = {"type": "http", "path": "/page", "headers": [], "method": "GET"}
         waiting = asyncio.ensure_future(app(scope, _nothing, _nowhere))
         await asyncio.sleep(0.02)
