@@ -166,22 +166,27 @@ def draw_among_all(
     top_k: Int[Array, ""],
     number: Float[Array, ""],
 ) -> Int[Array, ""]:
-    """The same draw over the whole vocabulary, by bisection instead of a sort."""
-    weights = jnp.exp(scaled)
-    order = ordered_bits(scaled)
-    ones = jnp.ones_like(scaled)
-    is_all = top_k >= scaled.shape[0]
-    threshold = largest_reaching(order, ones, top_k.astype(jnp.float32))
+    """The same draw over the whole vocabulary, by bisection instead of a sort.
+
+    Among equal ones, and for the draw itself, lower indices come first. A token without
+    weight is never the answer, however sums are rounded.
+    """
+    weights, order = jnp.exp(scaled), ordered_bits(scaled)
+    lower_first = jnp.arange(scaled.shape[0], dtype=jnp.uint32)[::-1]
+    ones, most = jnp.ones_like(scaled), top_k.astype(jnp.float32)
+    threshold = largest_reaching(order, ones, most)
     above = order > threshold
-    ties = order == threshold
-    left = top_k - jnp.sum(above, dtype=jnp.int32)
-    in_top_k = is_all | above | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left))
+    ties = jnp.where(order == threshold, ones, 0.0)
+    left = most - jnp.sum(jnp.where(above, ones, 0.0))
+    is_early = lower_first >= largest_reaching(lower_first, ties, left)
+    in_top_k = above | ((ties > 0) & is_early) | (top_k >= scaled.shape[0])
     weights = jnp.where(in_top_k, weights, 0.0)
-    enough = sampling.top_p * jnp.sum(weights)
-    threshold = largest_reaching(order, weights, enough)
+    threshold = largest_reaching(order, weights, sampling.top_p * jnp.sum(weights))
     in_top_p = (order >= threshold) | (sampling.top_p >= 1)
-    kept = in_top_p & (weights >= sampling.min_p)
-    return invert(jnp.where(kept, weights, 0.0), number)
+    weights = jnp.where(in_top_p & (weights >= sampling.min_p), weights, 0.0)
+    drawn = largest_reaching(lower_first, weights, number * jnp.sum(weights))
+    at = jnp.int32(scaled.shape[0] - 1) - drawn.astype(jnp.int32)
+    return jnp.where(weights[at] > 0, at, first_index_of(weights, jnp.max(weights)))
 
 
 def ordered_bits(x: Float[Array, " vocab"]) -> UInt32[Array, " vocab"]:
