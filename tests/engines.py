@@ -57,6 +57,7 @@ def compiled(engine: EngineConfig) -> CompiledSteps:
         steps = steps._replace(
             init=functools.partial(shared.get, "init", 0),
             adopt=functools.partial(shared.get, "adopt", 0),
+            begin=functools.partial(shared.get, "begin", 0),
             prefill={
                 time: functools.partial(shared.get, "prefill", time)
                 for time in steps.prefill

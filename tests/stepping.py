@@ -115,13 +115,18 @@ class Stepper:
     def empty(self) -> Compiled:
         return self._steps.init()
 
+    @functools.cached_property
+    def begin(self) -> Compiled:
+        return self._steps.begin()
+
     def clear(self) -> None:
         self.state = self.empty()
 
     def prefill(self, *parts: Part, time: int = 32) -> Outcome:
         chunk = chunk_of(parts, self.engine, time)
         run = self.get("prefill", time)
-        self.state, outcome = run(self.params, self.state, chunk)
+        state, prefilled = run(self.params, self.state, chunk)
+        self.state, outcome = self.begin(state, chunk.beginning, prefilled)
         host: Outcome = jax.tree.map(np.asarray, outcome)
         return host
 

@@ -26,7 +26,9 @@ from jaxserver.core.sharding import (
 from jaxserver.core.steps import (
     Adoption,
     PrefillChunk,
+    Prefilled,
     adopt,
+    begin,
     prefill,
     put_page,
     take_page,
@@ -34,7 +36,7 @@ from jaxserver.core.steps import (
 from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.processors import Processors
 
-Kind = Literal["init", "adopt", "prefill", "score", "decode", "take", "put"]
+Kind = Literal["init", "adopt", "prefill", "score", "begin", "decode", "take", "put"]
 """Of an executable."""
 _WITH_WEIGHTS = frozenset({"prefill", "score", "decode"})
 
@@ -45,8 +47,9 @@ class Steps(NamedTuple):
     Attributes:
         init: Makes the empty state: `() -> state`.
         adopt: Puts what is there already into a row: `(state, adoption) -> state`.
-        prefill: By padded length: `(params, state, chunk) -> (state, outcome)`.
+        prefill: By padded length: `(params, state, chunk) -> (state, prefilled)`.
         score: The same, with the log-probabilities of a prompt's own tokens.
+        begin: Follows both: `(state, beginning, prefilled) -> (state, outcome)`.
         decode: By number of slots: `(params, state, block) -> (state, outcome)`. All
             of these consume the state that they are given.
         take: Reads a page: `(state, page) -> leaves`.
@@ -63,6 +66,7 @@ class Steps(NamedTuple):
     adopt: Callable[[], Compiled]
     prefill: Mapping[int, Callable[[], Compiled]]
     score: Mapping[int, Callable[[], Compiled]]
+    begin: Callable[[], Compiled]
     decode: Mapping[int, Callable[[], Compiled]]
     take: Mapping[int, Callable[[], Compiled]]
     put: Mapping[int, Callable[[], Compiled]]
@@ -94,7 +98,8 @@ def build_steps(
     outs = (placed, replicated(mesh))
     weights = jax.tree.map(_abstract, params)
 
-    inputs = functools.partial(_inputs, shapes, engine, replicated(mesh))
+    sizes = (shapes, engine, fns.vocab_size)
+    inputs = functools.partial(_inputs, sizes, replicated(mesh))
 
     def compile_init() -> Compiled:
         return jax.jit(make, out_shardings=placed).lower().compile()
@@ -121,6 +126,7 @@ def build_steps(
             for time in engine.prefill_lengths
         },
         score={time: late(build, first, outs, "score", time) for time in scored},
+        begin=late(build, late(begin, fns), outs, "begin", 0),
         decode={
             rows: late(build, decode_at(rows), outs, "decode", rows)
             for rows in engine.decode_ladder
@@ -172,12 +178,12 @@ def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
 
 
 def _inputs(
-    shapes: DecodeState,
-    engine: EngineConfig,
+    sizes: tuple[DecodeState, EngineConfig, int],
     everywhere: NamedSharding,
     kind: Kind,
     size: int,
 ) -> tuple[Any, ...]:
+    shapes, engine, vocab = sizes
     shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
     if kind in {"prefill", "score"}:
         chunk = _chunk_shape(shapes.rows, engine, size, everywhere)
@@ -191,6 +197,10 @@ def _inputs(
     if kind == "adopt":
         tokens = shape((engine.max_len,), jnp.int32)
         return (Adoption(number, tokens, number, number, number),)
+    if kind == "begin":
+        chunk = _chunk_shape(shapes.rows, engine, 1, everywhere)
+        logits = shape((engine.prefill_rows, vocab), jnp.float32)
+        return (chunk.beginning, Prefilled(logits, chunk.length))
     if kind == "init":
         return ()
     pages = shape((engine.slots, engine.pages_per_row), jnp.int32)

@@ -42,6 +42,19 @@ class PrefillChunk(NamedTuple):
     rows: RowArrays
     targets: Int[Array, "rows time"] | None = None
 
+    @property
+    def beginning(self) -> "Beginning":
+        """What is left to do when it has been run."""
+        return Beginning(self.slots, self.is_last, self.rows)
+
+
+class Beginning(NamedTuple):
+    """Rows whose answers may begin; see `PrefillChunk`."""
+
+    slots: Int[Array, " rows"]
+    is_last: Bool[Array, " rows"]
+    rows: RowArrays
+
 
 class Adoption(NamedTuple):
     """What a row holds before it is run for the first time.
@@ -66,6 +79,20 @@ class Scores(NamedTuple):
     logprobs: Float[Array, "rows time"]
     top_ids: Int[Array, "rows time top"]
     top_logprobs: Float[Array, "rows time top"]
+
+
+class Prefilled(NamedTuple):
+    """What a chunk has brought.
+
+    Attributes:
+        logits: After its last token.
+        held: How many tokens each row holds now.
+        scores: Of a prompt's own tokens; None where nobody wants them.
+    """
+
+    logits: Float[Array, "rows vocab"]
+    held: Int[Array, " rows"]
+    scores: Scores | None = None
 
 
 class Outcome(NamedTuple):
@@ -116,8 +143,8 @@ def put_page(state: DecodeState, page: Int[Array, ""], held: Cache) -> DecodeSta
 
 def prefill(
     fns: ModelFns, params: Params, state: DecodeState, chunk: PrefillChunk
-) -> tuple[DecodeState, Outcome]:
-    """Runs one chunk of some prompts, and chooses the first token where one ends."""
+) -> tuple[DecodeState, Prefilled]:
+    """Runs one chunk of some prompts; `begin` has to follow."""
     max_len = state.tokens.shape[1]
     rows = chunk.tokens.shape[0]
     chex.assert_shape((chunk.slots, chunk.start, chunk.length), (rows,))
@@ -130,28 +157,39 @@ def prefill(
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     at = jnp.where(steps < chunk.length[:, None], chunk.start[:, None] + steps, max_len)
     tokens = state.tokens.at[chunk.slots[:, None], at].set(chunk.tokens, mode="drop")
-    held = chunk.start + chunk.length
-    mine = tokens.at[chunk.slots].get(mode="clip")
-    history = History(mine, chunk.rows.prompt_length, held)
-    is_chosen = chunk.is_last & (held < chunk.rows.limit)
-    asked = chunk.rows.processors
-    begun = processors.begin(dict(fns.processors), asked, history, is_chosen)
-    asked_steps = Processing(dict(fns.processors), asked, begun)
-    choice = choose_next(fns, logits, (history, is_chosen, chunk.rows), asked_steps)
+    prefilled = Prefilled(logits, chunk.start + chunk.length, scores)
+    return state._replace(cache=cache, tokens=tokens), prefilled
+
+
+def begin(
+    fns: ModelFns, state: DecodeState, beginning: Beginning, prefilled: Prefilled
+) -> tuple[DecodeState, Outcome]:
+    """Chooses the first token of an answer where a prompt has ended.
+
+    It is the same after chunks of all lengths, and so is compiled once for them.
+    """
+    (slots, is_last, rows), (logits, held, _) = beginning, prefilled
+    max_len = state.tokens.shape[1]
+    mine = state.tokens.at[slots].get(mode="clip")
+    history = History(mine, rows.prompt_length, held)
+    is_chosen = is_last & (held < rows.limit)
+    begun = processors.begin(dict(fns.processors), rows.processors, history, is_chosen)
+    asked_steps = Processing(dict(fns.processors), rows.processors, begun)
+    choice = choose_next(fns, logits, (history, is_chosen, rows), asked_steps)
     ends = jnp.where(
         is_chosen,
-        ends_of(choice, held + 1, chunk.rows),
-        jnp.where(chunk.is_last, jnp.int32(LENGTH), jnp.int32(RUNNING)),
+        ends_of(choice, held + 1, rows),
+        jnp.where(is_last, jnp.int32(LENGTH), jnp.int32(RUNNING)),
     )
     at = jnp.where(is_chosen, held, max_len)
-    tokens = tokens.at[chunk.slots, at].set(choice.token, mode="drop")
-    put = functools.partial(_put_rows, chunk.slots)
+    tokens = state.tokens.at[slots, at].set(choice.token, mode="drop")
+    put = functools.partial(_put_rows, slots)
     new_state = DecodeState(
-        cache=cache,
+        cache=state.cache,
         tokens=tokens,
         lengths=put(state.lengths, held + is_chosen.astype(jnp.int32)),
         active=put(state.active, is_chosen & (ends == RUNNING)),
-        rows=jax.tree.map(put, state.rows, chunk.rows),
+        rows=jax.tree.map(put, state.rows, rows),
         processor_states=jax.tree.map(
             put,
             state.processor_states,
@@ -171,7 +209,6 @@ def prefill(
         logprobs=block.logprob,
         top_ids=block.top_ids,
         top_logprobs=block.top_logprobs,
-        scores=scores,
     )
     return new_state, outcome
 

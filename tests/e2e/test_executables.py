@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jax.stages import Compiled
 
 from jaxserver import JAXServer, SamplingParams
 from jaxserver.adapters.engine.dispatch import prefill_chunk
@@ -95,16 +94,17 @@ class Runner:
         arrays = prefill_chunk(
             PrefillPlan((part,), time), {0: request}, self.engine, {}
         )
-        run = self.get("prefill", time)
-        return self._run(run, arrays)
+        run, begin = self.get("prefill", time), self.get("begin", 0)
+        outcome: Outcome
+        state, prefilled = run(self.params, self.state, arrays)
+        self.state, outcome = begin(state, arrays.beginning, prefilled)
+        return outcome
 
     def decode(self, rows: int, block: int) -> Outcome:
         keep = np.ones(self.engine.slots, np.bool_)
-        return self._run(self.get("decode", rows), block_of(block, keep))
-
-    def _run(self, run: Compiled, *arguments: object) -> Outcome:
-        outcome: Outcome
-        self.state, outcome = run(self.params, self.state, *arguments)
+        run, outcome = self.get("decode", rows), None
+        self.state, outcome = run(self.params, self.state, block_of(block, keep))
+        assert isinstance(outcome, Outcome)
         return outcome
 
 

@@ -57,6 +57,7 @@ class CompiledSteps:
         self._build: dict[tuple[str, int], Callable[[], Compiled]] = {
             ("init", 0): steps.init,
             ("adopt", 0): steps.adopt,
+            ("begin", 0): steps.begin,
             **{("prefill", time): build for time, build in steps.prefill.items()},
             **{("score", time): build for time, build in steps.score.items()},
             **{("decode", rows): build for rows, build in steps.decode.items()},

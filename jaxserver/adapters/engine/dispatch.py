@@ -78,7 +78,11 @@ NOTHING = Arrival()
 
 
 class Device:
-    """The weights, the state of the slots, and the executables that change it."""
+    """The weights, the state of the slots, and the executables that change it.
+
+    Attributes:
+        params: The weights; others of the same shapes may take their place.
+    """
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class Device:
         """
         self.orders = orders
         self._compiled = compiled
-        self._params = params
+        self.params = params
         self._engine = engine
         self._processors = compiled.steps.processors
         self._state: DecodeState = compiled.get("init", 0)()
@@ -152,10 +156,16 @@ class Device:
         return self._run(order)
 
     def _run(self, order: Order) -> steps.Outcome:
-        executable = self._compiled.get(order.kind, order.size)
+        run = self._compiled.get(order.kind, order.size)
         outcome: steps.Outcome
-        self._state, outcome = executable(self._params, self._state, *order.inputs)
-        return outcome
+        if order.kind == "decode":
+            self._state, outcome = run(self.params, self._state, *order.inputs)
+            return outcome
+        (chunk,), begin = order.inputs, self._compiled.get("begin", 0)
+        state, (*found, scores) = run(self.params, self._state, chunk)
+        given = (chunk.beginning, steps.Prefilled(*found))
+        self._state, outcome = begin(state, *given)
+        return outcome._replace(scores=scores)
 
     def take(self, pages: Sequence[int], length: int) -> KeptPages:
         """What pages hold of a row's first tokens, on the host."""

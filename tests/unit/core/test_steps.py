@@ -235,7 +235,8 @@ WISHES = [
 @pytest.mark.usefixtures("strict_jax")
 def test_one_trace_serves_every_mix_of_requests_and_length_of_block() -> None:
     def prefill(*arguments: Any) -> Any:
-        return steps.prefill(FNS, *arguments)
+        state, prefilled = steps.prefill(FNS, *arguments)
+        return steps.begin(FNS, state, arguments[-1].beginning, prefilled)
 
     def run_block(*arguments: Any) -> Any:
         return decode(FNS, BlockSizes(4, BLOCK), *arguments)

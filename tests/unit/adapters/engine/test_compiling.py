@@ -29,6 +29,7 @@ class Builds:
         return Steps(
             init=self._build("init", 0),
             adopt=self._build("adopt", 0),
+            begin=self._build("begin", 0),
             prefill={time: self._build("prefill", time) for time in (32, 128)},
             score={},
             take={},
@@ -57,8 +58,8 @@ def test_everything_is_compiled_once_and_reported() -> None:
     compiled.compile_all(lambda *progress: heard.append(progress))
     compiled.compile_all(lambda *progress: heard.append(progress))
 
-    assert len(builds.done) == len(set(builds.done)) == 6
-    assert heard == [("compile", count, 6) for count in range(1, 7)]
+    assert len(builds.done) == len(set(builds.done)) == 7
+    assert heard == [("compile", count, 7) for count in range(1, 8)]
 
 
 def test_what_is_asked_for_early_is_not_compiled_again() -> None:
@@ -99,11 +100,11 @@ def test_what_is_begun_is_compiled_meanwhile_and_waited_for() -> None:
     builds = Builds(seconds=0.02)
     compiled = CompiledSteps(builds.steps())
     compiled.begin(lambda stage, done, total: None)
-    assert len(builds.done) < 6
+    assert len(builds.done) < 7
     assert compiled.get("decode", 8) is EXECUTABLE
     compiled.finish()
 
-    assert len(builds.done) == len(set(builds.done)) == 6
+    assert len(builds.done) == len(set(builds.done)) == 7
 
 
 def test_a_failure_meanwhile_is_told_at_the_end() -> None:
@@ -187,6 +188,7 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
         Steps(
             init=build("init", 0),
             adopt=build("adopt", 0),
+            begin=build("begin", 0),
             prefill={32: build("prefill", 32)},
             score={},
             take={},
@@ -205,5 +207,6 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
         assert asked == [("init", 0)]
         answers = [list(engine.generate(request))[-1] for _ in range(2)]
 
-    assert asked == [("init", 0), ("prefill", 32), ("decode", 1), ("adopt", 0)]
+    first = [("init", 0), ("prefill", 32), ("begin", 0), ("decode", 1)]
+    assert asked == [*first, ("adopt", 0)]
     assert [answer.usage for answer in answers] == [expected.usage] * 2
