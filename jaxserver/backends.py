@@ -28,6 +28,7 @@ from jaxserver.core.loading import (
     load_tree,
     place_params,
     read_config,
+    shapes_of,
 )
 from jaxserver.core.ops.fp8 import FP8
 from jaxserver.core.params import kept_as, param_specs
@@ -57,6 +58,7 @@ class Backend(NamedTuple):
         kind: Which of the two it is.
         fns: Its functions.
         specs: A tree of `ParamSpec`.
+        shapes: Of what `load` places, with their shardings.
         place: Where it is to lie.
         kept: The type that its weights are kept in.
         load: Reads its weights, rounds them to the configured type and places them.
@@ -70,6 +72,7 @@ class Backend(NamedTuple):
     kind: Literal["native", "flax"]
     fns: ModelFns
     specs: Any
+    shapes: Any
     place: Place
     kept: str
     load: Load
@@ -142,7 +145,9 @@ def _alone(
         return load_tree(specs, named, place.mesh, dtypes, progress)
 
     digest = functools.partial(files_digest, checkpoint.files)
-    return Backend("flax", flax.fns, specs, place, dtype, load, digest, flax.end_ids)
+    shapes = shapes_of(specs, place.mesh, dtype)
+    made = (flax.fns, specs, shapes, place, dtype, load, digest, flax.end_ids)
+    return Backend("flax", *made)
 
 
 def with_draft(backend: Backend, draft: Backend, name: str) -> Backend:
@@ -172,9 +177,11 @@ def with_draft(backend: Backend, draft: Backend, name: str) -> Backend:
         return Pair(backend.load(progress), draft.load(progress))
 
     specs = Pair(backend.specs, draft.specs)
+    shapes = Pair(backend.shapes, draft.shapes)
     made_of = repr((backend.made_of, draft.made_of))
     both = with_draft_model(fns, other)
-    return backend._replace(fns=both, specs=specs, load=load, made_of=made_of)
+    same = backend._replace(fns=both, specs=specs, shapes=shapes)
+    return same._replace(load=load, made_of=made_of)
 
 
 def backend_in_memory(
@@ -185,12 +192,10 @@ def backend_in_memory(
     dtypes = (DTYPES[config.dtype], dtype)
 
     given = plain_params(params or model.params)
-
-    def load(progress: Progress) -> Params:
-        return place_params(specs, given, place.mesh, dtypes)
-
+    placed = place_params(specs, given, place.mesh, dtypes)
     digest = functools.partial(params_digest, given)
-    return Backend("flax", flax.fns, specs, place, dtype, load, digest, flax.end_ids)
+    made = (placed, place, dtype, lambda progress: placed, digest, flax.end_ids)
+    return Backend("flax", flax.fns, specs, *made)
 
 
 def _native(
@@ -217,7 +222,8 @@ def _native(
     cached = cache_dtype(kept, compute.dtype)
     fns = transformer_fns(known, max_len, config.page_size, mesh, cached, compute)
     digest = functools.partial(files_digest, checkpoint.files)
-    backend = Backend("native", fns, specs, place, kept, load, digest)
+    shapes = shapes_of(specs, mesh, kept)
+    backend = Backend("native", fns, specs, shapes, place, kept, load, digest)
     made_of = repr((known, max_len, config.page_size, cached, compute))
     return backend._replace(made_of=made_of, kernels=kernels)
 

@@ -26,6 +26,7 @@ from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.processor import use_processor
 from jaxserver.adapters.engine.requests import Limits
+from jaxserver.adapters.engine.stand_in import zeros_like
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.adapters.flax_models.loading import model_from_pytorch
 from jaxserver.adapters.prompts import sources
@@ -69,9 +70,11 @@ Parts: TypeAlias = tuple[PieceTokenizer, ChatTemplateFormatter, str | None]
 
 
 class Model(NamedTuple):
-    """A model in memory, with everything that makes text of its tokens.
+    """A model that is being read, with everything that makes text of its tokens.
 
     Attributes:
+        weights: As soon as they are in memory.
+        shapes: Theirs, with their shardings.
         plan: The memory it was said to take.
         backend: What runs it, `native` or `flax`.
         digests: Of all that it is made of, as soon as that has been read.
@@ -80,7 +83,8 @@ class Model(NamedTuple):
     """
 
     fns: ModelFns
-    params: Params
+    weights: Future[Params]
+    shapes: Any
     tokenizer: Tokenizer
     formatter: PromptFormatter
     engine: EngineConfig
@@ -91,9 +95,18 @@ class Model(NamedTuple):
     made_of: str | None = None
     kernels: str = ""
 
+    @property
+    def params(self) -> Params:
+        """The weights, which are waited for.
+
+        Raises:
+            BrokenCheckpoint: A tensor is missing or has another shape than expected.
+        """
+        return self.weights.result()
+
 
 Load: TypeAlias = Callable[[ServerConfig, Progress], Model]
-"""Finds the model that a configuration is for, and reads it."""
+"""Finds the model that a configuration is for, and begins to read it."""
 
 
 def plan(config: ServerConfig) -> MemoryPlan:
@@ -107,7 +120,7 @@ def plan(config: ServerConfig) -> MemoryPlan:
 def load_model(
     config: ServerConfig, progress: Progress, partition_rules: PartitionRules = ()
 ) -> Model:
-    """Finds and reads a checkpoint, tokenizer and template included.
+    """Finds a checkpoint, reads tokenizer and template, and begins with its weights.
 
     Args:
         config: The configuration.
@@ -213,7 +226,8 @@ def _made(
     )
     return Model(
         fns=backend.fns,
-        params=backend.load(progress),
+        weights=in_background(lambda: backend.load(progress)),
+        shapes=backend.shapes,
         tokenizer=tokenizer,
         formatter=formatter,
         engine=engine,
@@ -254,17 +268,20 @@ def compile_model(
 ) -> CompiledSteps:
     """Begins to compile every step, unless told not to.
 
-    A processor compiles some steps while it runs others. The compilers of other devices
-    try things out on them, and several processes run a step together: there everything
-    is compiled before anything is run.
+    A processor compiles some steps while it reads the weights and runs others. The
+    compilers of other devices try things out on them, and several processes run a step
+    together: there one is done after the other.
     """
     _keep_compiled_code()
     use_processor()
-    steps = build_steps(model.fns, model.params, model.engine, model.mesh)
+    is_apart = jax.devices()[0].platform != "cpu" or jax.process_count() > 1
+    if is_apart:
+        model.weights.result()
+    steps = build_steps(model.fns, model.shapes, model.engine, model.mesh)
     compiled = CompiledSteps(steps, _remembered(model))
     if config.pre_compile:
         compiled.begin(progress)
-    if jax.devices()[0].platform != "cpu" or jax.process_count() > 1:
+    if is_apart:
         try:
             compiled.finish()
         finally:
@@ -280,7 +297,7 @@ def _remembered(model: Model) -> Remembered | None:
     is_said = model.made_of is not None and not model.fns.processors
     if not is_said or jax.process_count() > 1:
         return None
-    weights = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), model.params)
+    weights = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), model.shapes)
     made_of = repr((model.made_of, model.engine, model.mesh, weights))
     try:
         from jaxserver.adapters.engine.traces import Traces  # noqa: PLC0415  # see above
@@ -304,9 +321,12 @@ def start_engine(
     def make_loop(on_events: OnEvents) -> EngineLoop:
         is_one = jax.process_count() == 1
         orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
-        device = Device(compiled, model.params, engine, orders)
+        is_read = not config.pre_compile or model.weights.done()
+        held = model.params if is_read else zeros_like(model.shapes)
+        device = Device(compiled, held, engine, orders)
         if config.pre_compile:
             device.warm_up()
+        device.params = model.params
         compiled.finish()
         watchdog_seconds = config.watchdog_seconds
         return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)

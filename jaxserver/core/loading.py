@@ -128,6 +128,23 @@ def load_params(
     return weights
 
 
+def shapes_of(specs: Any, mesh: Mesh, kept: str) -> Any:
+    """What `load_params` will place, before it does.
+
+    Args:
+        specs: As they are kept.
+        mesh: Where they go.
+        kept: What is kept in no type of its own.
+    """
+
+    def shape(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        sharding = named_sharding(spec.axes, spec.shape, mesh)
+        dtype = _dtype_of(spec, _numpy_dtype(kept))
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(shape, specs, is_leaf=is_spec)
+
+
 def load_tree(
     specs: Any,
     checkpoint: Checkpoint,

@@ -199,7 +199,10 @@ def test_a_weight_is_placed_before_the_next_one_is_read(
         return read(tensors, name)
 
     monkeypatch.setattr(MsgpackTensors, "read", counted)
-    wiring.load_model(config, lambda stage, done, total: events.append("placed"))
+    model = wiring.load_model(
+        config, lambda stage, done, total: events.append("placed")
+    )
+    model.weights.result()
     assert events == ["read", "placed"] * 16
 
 

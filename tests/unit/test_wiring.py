@@ -142,7 +142,8 @@ def test_the_engine_has_the_configured_sizes_and_the_models_length(
 
 def test_loading_reports_its_progress_to_the_end(config: ServerConfig) -> None:
     heard: list[tuple[str, int, int]] = []
-    wiring.load_model(config, lambda *progress: heard.append(progress))
+    model = wiring.load_model(config, lambda *progress: heard.append(progress))
+    model.weights.result()
     stages = {stage for stage, _, _ in heard}
 
     assert stages == {"load"}
@@ -336,7 +337,7 @@ def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
     heard: list[tuple[str, int, int]] = []
     made = wiring.compile_model(model, config, lambda *one: heard.append(one))
     made.finish()
-    assert heard == [("compile", count, 9) for count in range(1, 10)]
+    assert heard == [("compile", count, 10) for count in range(1, 11)]
     return made
 
 

@@ -13,6 +13,7 @@ from jaxserver import server as server_module
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.memory import MemoryPlan
+from jaxserver.ports.model import Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.receipt import Digests
 from jaxserver.server import JAXServer
@@ -37,6 +38,8 @@ def tiny_parts(
 ) -> Model:
     """What `load_model` returns, without a file."""
     tiny = engines.model()
+    weights: Future[Params] = Future()
+    weights.set_result(tiny.params)
     digests: Future[Digests] = Future()
     digests.set_result(
         Digests(weights="aa", settings=None, tokenizer="cc", template=None)
@@ -44,7 +47,8 @@ def tiny_parts(
     progress("load", 1, 1)
     return Model(
         fns=tiny.fns,
-        params=tiny.params,
+        weights=weights,
+        shapes=tiny.params,
         tokenizer=ByteTokenizer(),
         formatter=ByteFormatter(),
         engine=engines.NARROW,
