@@ -29,6 +29,7 @@ from jaxserver.core.ops.attention_blocks import attend_blocks
 from jaxserver.core.ops.fp8 import Fp8Weight
 from jaxserver.core.ops.linear import linear
 from jaxserver.core.ops.norms import rms_norm
+from jaxserver.core.ops.paged import LayerCache
 from jaxserver.core.ops.quantize import Int8Weight
 from jaxserver.core.ops.unsigned_product import unsigned_product
 from jaxserver.core.sampling import choose_rows
@@ -147,7 +148,7 @@ class Measured:
     def _attention(self, context: int) -> Part:
         cache: Any = self.model.fns.init_cache(self.rows)
         keys, values = cache.keys[0], cache.values[0]
-        _, kv_heads, head_dim, _ = keys.shape
+        _, _, kv_heads, head_dim, _ = keys.shape
         groups = self.params.layers[0].qkv
         groups = jax.tree.leaves(groups)[0].shape[1] - 2
         queries = jnp.ones((self.rows, self.time, kv_heads, groups, head_dim))
@@ -155,7 +156,7 @@ class Measured:
         held = jnp.full(self.rows, context, jnp.int32)
 
         def run(queries: Any, keys: Any, values: Any) -> Any:
-            return attend_blocks(queries, (keys, values), None, ends, held)
+            return attend_blocks(queries, LayerCache(keys, values), None, ends, held)
 
         heads = self.rows * self.time * kv_heads * groups
         part = self._part(

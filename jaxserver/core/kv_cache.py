@@ -14,7 +14,10 @@ from jaxserver.ports.model import Axes, LogicalAxis
 
 
 class KVCache(NamedTuple):
-    """One array of keys and one of values per layer, in the order of a layout."""
+    """One array of keys and one of values, or of each as many as there are layers.
+
+    The order of their dimensions is that of a layout.
+    """
 
     keys: tuple[Pages, ...]
     values: tuple[Pages, ...]
@@ -26,9 +29,15 @@ def kv_axes(layout: Layout) -> Axes:
     return tuple(cut.get(dimension) for dimension in layout.keys)
 
 
+def num_arrays(num_layers: int, layout: Layout) -> int:
+    """Of keys, and of values."""
+    return 1 if "layers" in layout.keys else num_layers
+
+
 def token_axes(num_layers: int, layout: Layout) -> KVCache:
     """Which dimension of a page counts its tokens, in the place of each array."""
-    keys, values = ((order.index("page_size") - 1,) * num_layers for order in layout)
+    count = num_arrays(num_layers, layout)
+    keys, values = ((order.index("page_size") - 1,) * count for order in layout)
     return KVCache(keys, values)  # type: ignore[arg-type]  # numbers in arrays' places
 
 
@@ -59,15 +68,16 @@ def init_cache(
     """A cache of zeros."""
     sizes = {
         "pages": num_pages,
+        "layers": config.num_layers,
         "page_size": page_size,
         "kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
     }
     keys, values = (tuple(sizes[name] for name in order) for order in layout)
-    layers = range(config.num_layers)
+    arrays = range(num_arrays(config.num_layers, layout))
     return KVCache(
-        keys=tuple(jnp.zeros(keys, dtype) for _ in layers),
-        values=tuple(jnp.zeros(values, dtype) for _ in layers),
+        keys=tuple(jnp.zeros(keys, dtype) for _ in arrays),
+        values=tuple(jnp.zeros(values, dtype) for _ in arrays),
     )
 
 

@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int, Shaped
 
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.ops.fp8 import FP8, QUANTIZED, Fp8Weight
+from jaxserver.core.ops.linear import Factor as Multiplied
 from jaxserver.core.ops.linear import Weight
 from jaxserver.core.ops.mlp import MlpParams
+from jaxserver.core.ops.one_of import OneOf
 from jaxserver.core.ops.quantize import Int8Weight
 from jaxserver.ports.model import Axes
 
@@ -62,6 +65,25 @@ class LayerParams(Generic[Leaf, Factor]):
     mlp_norm: Leaf
     mlp: MlpParams[Leaf, Factor]
 
+    def map_factors(
+        self,
+        change: Callable[..., Any],
+        *others: "LayerParams[Any, Any]",
+    ) -> "LayerParams[Leaf, Any]":
+        """The same but for `change(factor, *those of others)` of each product."""
+        mlps = [other.mlp for other in others]
+        mlp = dataclasses.replace(
+            self.mlp,
+            gate_up=change(self.mlp.gate_up, *(mlp.gate_up for mlp in mlps)),
+            down=change(self.mlp.down, *(mlp.down for mlp in mlps)),
+        )
+        return dataclasses.replace(
+            self,
+            qkv=change(self.qkv, *(other.qkv for other in others)),
+            out=change(self.out, *(other.out for other in others)),
+            mlp=mlp,
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +98,42 @@ class TransformerParams(Generic[Leaf, Factor]):
 
 Specs: TypeAlias = TransformerParams[ParamSpec, ParamSpec]
 Weights: TypeAlias = TransformerParams[Array, Weight]
+Scaled: TypeAlias = Int8Weight[Any] | Fp8Weight[Any]
+"""Weights that have something small beside what is multiplied."""
+
+
+def layer_at(
+    layers: Sequence[LayerParams[Array, Weight]], index: Int[Array, ""]
+) -> LayerParams[Array, Multiplied]:
+    """One of several layers alike, chosen while a model is run.
+
+    What is multiplied is chosen where it is, and so is not copied. All else is small
+    and copied here: found anew by every loop that reads it, it would cost more.
+    """
+    rest = [layer.map_factors(_without_values) for layer in layers]
+    mine = jax.lax.switch(index, [functools.partial(lambda x: x, one) for one in rest])
+    chosen: LayerParams[Array, Multiplied] = mine.map_factors(
+        functools.partial(_with_values, index), *layers
+    )
+    return chosen
+
+
+def _without_values(weight: Weight) -> Scaled | None:
+    if not isinstance(weight, Int8Weight | Fp8Weight):
+        return None
+    rest: Scaled = weight
+    return dataclasses.replace(rest, values=None)
+
+
+def _with_values(
+    index: Int[Array, ""], rest: Scaled | None, *weights: Weight
+) -> Multiplied:
+    values = OneOf(tuple(_values(weight) for weight in weights), index)
+    return values if rest is None else dataclasses.replace(rest, values=values)
+
+
+def _values(weight: Weight) -> Shaped[Array, "*out_and_in"]:
+    return weight.values if isinstance(weight, Int8Weight | Fp8Weight) else weight
 
 
 def param_specs(config: ModelConfig) -> Specs:

@@ -1,6 +1,7 @@
 """A decoder of the llama family as the pure functions of `ModelFns`."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -24,6 +25,7 @@ from jaxserver.core.ops.attention import Attention, attention
 from jaxserver.core.ops.attention_blocks import BLOCK
 from jaxserver.core.ops.likeliest import refine_likeliest
 from jaxserver.core.ops.linear import (
+    Factor,
     Products,
     Weight,
     linear_on,
@@ -32,12 +34,11 @@ from jaxserver.core.ops.linear import (
 )
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
+from jaxserver.core.ops.paged import LayerCache
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
-from jaxserver.core.params import LayerParams, Weights
+from jaxserver.core.params import LayerParams, Weights, layer_at
 from jaxserver.core.sharding import constrain, num_devices
 from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, TokenBatch
-
-LayerCache = tuple[paged.Pages, paged.Pages]
 
 
 class Build(NamedTuple):
@@ -115,15 +116,9 @@ def extend(
     whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
     embedded = read_rows(params.embedding, batch.tokens.reshape(-1), build.dtype)
     x = whole(pad_tokens(embedded))
-    all_keys, all_values = [], []
-    # Layers are alike: traced and lowered once, which takes most of a start otherwise.
-    run_layer = jax.jit(functools.partial(_layer, build))
-    for index, layer in enumerate(params.layers):
-        layer_cache = (cache.keys[index], cache.values[index])
-        with jax.named_scope(f"layer_{index}"):
-            x, (keys, values) = run_layer(layer, (x, layer_cache), (batch, positions))
-        all_keys.append(keys)
-        all_values.append(values)
+    is_looped = "layers" in build.attention.layout.keys
+    run_layers = _run_in_loop if is_looped else _run_in_turn
+    x, cache = run_layers(build, params.layers, (x, cache), (batch, positions))
     by_row = x[: rows * time].reshape(rows, time, -1)
     read = jnp.take_along_axis(by_row, batch.logits_at[:, :, None], 1, mode="clip")
     reads = batch.logits_at.shape[1]
@@ -133,12 +128,50 @@ def extend(
     logits = linear_on(build.products, ("vocab", "embed"), normed, head)
     logits = refine_likeliest(logits, normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
-    return by_read, KVCache(tuple(all_keys), tuple(all_values))
+    return by_read, cache
+
+
+def _run_in_loop(
+    build: Build,
+    layers: Sequence[LayerParams[Array, Weight]],
+    state: tuple[Float[Array, "tokens embed"], KVCache],
+    where: tuple[TokenBatch, Int[Array, "rows time"]],
+) -> tuple[Float[Array, "tokens embed"], KVCache]:
+    """Compiled once for all layers. Elsewhere than on a CPU, choosing makes it wait."""
+    x, cache = state
+
+    def run(index: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        x, keys, values = state
+        layer_state = (x, LayerCache(keys, values, index))
+        x, cache = _layer(build, layer_at(layers, index), layer_state, where)
+        return x, cache.keys, cache.values
+
+    first = (x, *cache.keys, *cache.values)
+    x, keys, values = jax.lax.fori_loop(0, len(layers), run, first)
+    return x, KVCache((keys,), (values,))
+
+
+def _run_in_turn(
+    build: Build,
+    layers: Sequence[LayerParams[Array, Weight]],
+    state: tuple[Float[Array, "tokens embed"], KVCache],
+    where: tuple[TokenBatch, Int[Array, "rows time"]],
+) -> tuple[Float[Array, "tokens embed"], KVCache]:
+    """Traced and lowered once, which takes most of a start otherwise."""
+    (x, cache), run = state, jax.jit(functools.partial(_layer, build))
+    after = []
+    for index, layer in enumerate(layers):
+        mine = LayerCache(cache.keys[index], cache.values[index])
+        with jax.named_scope(f"layer_{index}"):
+            x, mine = run(layer, (x, mine), where)
+        after.append(mine)
+    keys, values = (tuple(mine[i] for mine in after) for i in range(2))
+    return x, KVCache(keys, values)
 
 
 def _layer(
     build: Build,
-    params: LayerParams[Array, Weight],
+    params: LayerParams[Array, Factor],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
@@ -162,7 +195,7 @@ def _added(
 
 def _attention(
     build: Build,
-    params: LayerParams[Array, Weight],
+    params: LayerParams[Array, Factor],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens kv_heads groups head_dim"], LayerCache]:
@@ -178,7 +211,7 @@ def _attention(
     qkv = constrain(qkv, (rows_axis, None, "kv_heads", None, None), mesh)
     turned = rotate(qkv[:, :, :, :-1], build.table, positions)
     queries, keys, values = turned[:, :, :, :-1], turned[:, :, :, -1], qkv[:, :, :, -1]
-    sizes = dict(zip(form.layout.keys, cache[0].shape, strict=True))
+    sizes = dict(zip(form.layout.keys, cache.keys.shape, strict=True))
     places = paged.places(
         positions, batch.length, table, sizes["page_size"], sizes["pages"]
     )
@@ -187,7 +220,7 @@ def _attention(
     is_whole = table is None or table.shape[1] == 1
     is_scattered = form.layout is paged.BY_HEAD
     cache = paged.write(
-        *cache,
+        cache,
         (keys, values),
         places,
         layout=form.layout,

@@ -16,7 +16,7 @@ import pytest
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention import attend_whole, attention
 from jaxserver.core.ops.attention_kernel import SPAN, attend_pages
-from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN
+from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, LayerCache
 from jaxserver.core.sharding import make_mesh
 from tests.numerics.test_ops import cut_up, naive_attention
 from tests.rows import HostArray
@@ -53,7 +53,7 @@ class Given(NamedTuple):
     """What attention takes, by head in float32 and by token in some type."""
 
     queries: HostArray
-    cache: tuple[HostArray, HostArray]
+    cache: LayerCache
     table: HostArray | None
     positions: HostArray
     ends: HostArray
@@ -90,7 +90,7 @@ def given(size: Size, dtype: str = "float32", seed: int = 0) -> Given:
         keys, values, table = cut_up(keys, values, page_size)
     by_token = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
     kept: Any = [jnp.asarray(leaf, dtype) for leaf in (queries, *by_token)]
-    cache = (kept[1], kept[2])
+    cache = LayerCache(kept[1], kept[2])
     return Given(kept[0], cache, table, positions, positions[:, -1] + 1, expected)
 
 
@@ -115,13 +115,14 @@ def test_whole_rows_are_softmax_over_what_came_before(size: Size, dtype: str) ->
 def test_what_lies_past_a_rows_end_does_not_matter(form: Form, broken: float) -> None:
     """Keys may be no numbers where nothing is; values never are, see `paged.write`."""
     this = given(SIZES[1])
-    expected, keys = this.run(form), np.array(this.cache[0])
+    expected = this.run(form)
+    keys: Any = np.array(this.cache.keys)
     assert this.table is not None
     for row, end in enumerate(this.ends):
         for at in range(int(end), SIZES[1].context):
             place = this.table[row, at // 16], at % 16
             keys[place] = broken
-    found = this._replace(cache=(keys, this.cache[1])).run(form)
+    found = this._replace(cache=this.cache._replace(keys=keys)).run(form)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -134,7 +135,9 @@ def test_a_row_has_the_same_bits_in_any_company_and_page() -> None:
     def joined(*leaves: HostArray) -> HostArray:
         return np.concatenate(leaves)
 
-    both: Given = jax.tree.map(joined, other, shifted)
+    arrays = [(this[:1], this.cache[:2], this[2:]) for this in (other, shifted)]
+    queries, cache, rest = jax.tree.map(joined, *arrays)
+    both: Given = Given._make([*queries, LayerCache(*cache), *rest])
     np.testing.assert_array_equal(both.run(interpreted)[rows:], alone)
 
 

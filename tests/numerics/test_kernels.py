@@ -20,7 +20,7 @@ from jaxserver.adapters.engine.kernels import COMPILERS, register_kernels
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops import attention, int8_product
 from jaxserver.core.ops.quantize import Int8Weight, quantize
-from tests.numerics.test_ops import cut_up, naive_attention
+from tests.numerics.test_ops import among_layers, cut_up, naive_attention
 from tests.rows import HostArray, jitted
 from tests.strategies import SEEDS
 
@@ -96,7 +96,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
         ends: jax.Array,
         table: jax.Array | None = None,
     ) -> jax.Array:
-        return attend(queries, (keys, values), table, positions, ends)
+        return attend(queries, among_layers(keys, values), table, positions, ends)
 
     return Kernels(product, attend_over)
 

@@ -14,6 +14,7 @@ from jaxserver.core.ops.attention_blocks import BLOCK, attend_blocks
 from jaxserver.core.ops.linear import linear, pad_tokens
 from jaxserver.core.ops.mlp import MlpParams, gated_mlp
 from jaxserver.core.ops.norms import rms_norm
+from jaxserver.core.ops.paged import LayerCache
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from tests.numerics.transforms import Transform, both_ways
 from tests.rows import HostArray
@@ -197,8 +198,19 @@ def test_attention_is_softmax_over_what_came_before(
         keys, values, table = cut_up(keys, values, page_size)
     ends = positions.max(1) + 1
     assert len(set((positions.max(1) // BLOCK).tolist())) == 2
-    found = transform(attend_blocks)(queries, (keys, values), table, positions, ends)
+    cache = among_layers(keys, values)
+    found = transform(attend_blocks)(queries, cache, table, positions, ends)
     assert_close(found, expected)
+
+
+def among_layers(keys: Any, values: Any) -> LayerCache:
+    """The same cache as that of a layer between two that are not to be seen."""
+    hidden = [jnp.full_like(leaf, jnp.nan) for leaf in (keys, values)]
+    around_keys, around_values = (
+        jnp.stack([nothing, leaf, nothing], axis=1)
+        for nothing, leaf in zip(hidden, (keys, values), strict=True)
+    )
+    return LayerCache(around_keys, around_values, jnp.int32(1))
 
 
 def cut_up(

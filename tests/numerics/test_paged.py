@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxserver.core.ops import paged
+from tests.numerics.test_ops import among_layers
 from tests.numerics.transforms import Transform, both_ways
 from tests.rows import HostArray
 
@@ -28,9 +29,20 @@ def pages() -> tuple[HostArray, HostArray]:
     return keys, normal(NUM_PAGES, HEADS, PAGE_SIZE, HEAD_DIM)
 
 
-def put(transform: Transform, *arguments: Any) -> tuple[HostArray, HostArray]:
-    keys, values = transform(paged.write)(*arguments)
-    return np.asarray(keys), np.asarray(values)
+def put(
+    transform: Transform, keys: HostArray, values: HostArray, *rest: Any, **how: Any
+) -> tuple[HostArray, HostArray]:
+    """Writes to one of several layers, and sees that the others stay as they are."""
+
+    def write(*given: Any) -> Any:
+        return paged.write(*given, **how)
+
+    cache = among_layers(keys, values)
+    found = transform(write)(cache, *rest)
+    for before, after in zip(cache[:2], found[:2], strict=True):
+        np.testing.assert_array_equal(after[:, 0], before[:, 0])
+        np.testing.assert_array_equal(after[:, 2], before[:, 2])
+    return np.asarray(found.keys[:, 1]), np.asarray(found.values[:, 1])
 
 
 def places(transform: Transform, *arguments: Any) -> tuple[HostArray, HostArray]:
@@ -92,8 +104,8 @@ def test_in_another_layout_the_same_is_written(transform: Transform) -> None:
     def write(*given: Any) -> Any:
         return paged.write(*given, layout=paged.BY_TOKEN)
 
-    by_token = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
-    found = transform(write)(*by_token, new, where)
+    by_token: Any = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
+    found = transform(write)(paged.LayerCache(*by_token), new, where)
     np.testing.assert_array_equal(found[0], expected[0].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(found[1], expected[1].transpose(0, 2, 1, 3))
 
@@ -110,10 +122,7 @@ def test_runs_of_rows_on_one_page_are_written_as_tokens_are(
     where = places(transform, positions, np.array(counts, np.int32), table)
     expected = put(transform, keys, values, new, where)
 
-    def write(*given: Any) -> Any:
-        return paged.write(*given, in_runs=True)
-
-    found = transform(write)(keys, values, new, where)
+    found = put(transform, keys, values, new, where, in_runs=True)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -156,10 +165,11 @@ def test_a_block_is_read_from_the_pages_of_its_row(
 ) -> None:
     keys, values = pages()
 
-    def read(keys: jax.Array, values: jax.Array, table: Any, nth: jax.Array) -> Any:
-        return paged.read_block(keys, values, (nth, table), 2, (nth, block))
+    def read(cache: paged.LayerCache, table: Any, nth: jax.Array) -> Any:
+        return paged.read_block(cache, (nth, table), 2, (nth, block))
 
-    found_keys, found_values = transform(read)(keys, values, TABLE, np.int32(1))
+    given = (among_layers(keys, values), TABLE, np.int32(1))
+    found_keys, found_values = transform(read)(*given)
     for row in range(2):
         for at in range(block):
             page, offset = divmod(block + at, PAGE_SIZE)
@@ -178,10 +188,10 @@ def test_without_a_table_a_block_is_cut_out_of_the_rows(
 ) -> None:
     keys, values = pages()
 
-    def read(keys: jax.Array, values: jax.Array, row: jax.Array, nth: jax.Array) -> Any:
-        return paged.read_block(keys, values, (row, None), 3, (nth, 2))
+    def read(cache: paged.LayerCache, row: jax.Array, nth: jax.Array) -> Any:
+        return paged.read_block(cache, (row, None), 3, (nth, 2))
 
-    given = (keys, values, np.int32(first), np.int32(1))
+    given = (among_layers(keys, values), np.int32(first), np.int32(1))
     found_keys, found_values = transform(read)(*given)
     np.testing.assert_array_equal(found_keys, keys[first : first + 3, :, :, 2:])
     np.testing.assert_array_equal(found_values, values[first : first + 3, :, 2:])

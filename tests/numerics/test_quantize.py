@@ -208,7 +208,7 @@ def test_a_model_as_wide_as_the_default_one_keeps_its_bits(kept: str) -> None:
     for at in range(0, 192, 32):
         logits, cache = run(model, cache, [tokens[at : at + 32]], [at], 32)
         np.testing.assert_array_equal(logits[0], whole[at : at + 32])
-    cache = jax.tree.map(lambda leaf: jnp.tile(leaf, (16, 1, 1, 1)), cache)
+    cache = jax.tree.map(lambda leaf: jnp.tile(leaf, (16, 1, 1, 1, 1)), cache)
     for at in range(192, 196):
         logits, cache = run(model, cache, [tokens[at : at + 1]] * 16, [at] * 16, 1)
         np.testing.assert_array_equal(logits[:, 0], np.tile(whole[at], (16, 1)))

@@ -1,7 +1,7 @@
 """Attention of new tokens over everything their rows hold, as the device likes it."""
 
 import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
-from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout, Pages, PageTable
+from jaxserver.core.ops.paged import (
+    BY_HEAD,
+    BY_TOKEN,
+    LayerCache,
+    Layout,
+    Pages,
+    PageTable,
+)
 from jaxserver.core.sharding import num_devices, partition_spec
 
 KERNEL_DTYPE = jnp.float16
@@ -31,7 +38,7 @@ class Attend(Protocol):
     def __call__(
         self,
         queries: Float[Array, "rows time kv_heads groups head_dim"],
-        cache: tuple[Pages, Pages],
+        cache: LayerCache,
         table: PageTable,
         positions: Int[Array, "rows time"],
         ends: Int[Array, " rows"],
@@ -40,7 +47,7 @@ class Attend(Protocol):
 
         Args:
             queries: Of the new tokens, whose keys and values are in the cache already.
-            cache: Keys and values, in the order of the form's layout.
+            cache: In the order of the form's layout.
             table: Pages of each row, or None.
             positions: Of the queries.
             ends: How many positions each row has to look at.
@@ -87,14 +94,14 @@ def _by_count(attend_few: Attend, attend_all: Attend, mesh: Mesh | None) -> Atte
 
     def attend(
         queries: Float[Array, "rows time kv_heads groups head_dim"],
-        cache: tuple[Pages, Pages],
+        cache: LayerCache,
         table: PageTable,
         positions: Int[Array, "rows time"],
         ends: Int[Array, " rows"],
     ) -> Float[Array, "rows time kv_heads groups head_dim"]:
         rows, time = positions.shape
-        is_decode = time <= FEW_QUERIES and cache[0].size < KERNEL_LIMIT
-        is_own_page = table is None and rows == cache[0].shape[0]
+        is_decode = time <= FEW_QUERIES and cache.keys.size < KERNEL_LIMIT
+        is_own_page = table is None and rows == cache.keys.shape[0]
         is_apart = is_own_page or mesh is None or num_devices("batch", mesh) == 1
         form = attend_on_each if is_decode and is_apart else attend_all
         return form(queries, cache, table, positions, ends)
@@ -108,7 +115,7 @@ def _on_each_device(form: Attend, mesh: Mesh) -> Attend:
 
     def attend(
         queries: Float[Array, "rows time kv_heads groups head_dim"],
-        cache: tuple[Pages, Pages],
+        cache: LayerCache,
         table: PageTable,
         positions: Int[Array, "rows time"],
         ends: Int[Array, " rows"],
@@ -116,13 +123,16 @@ def _on_each_device(form: Attend, mesh: Mesh) -> Attend:
         heads = partition_spec(
             ("batch", None, "kv_heads", None, None), queries.shape, mesh
         )
-        pages = partition_spec(("pages", None, "kv_heads", None), cache[0].shape, mesh)
+        pages = partition_spec(
+            ("pages", None, "kv_heads", None), cache.keys.shape, mesh
+        )
         rows = partition_spec(("batch",), ends.shape, mesh)
         nothing = partition_spec((), (), mesh)
+        parts: Any = (pages, pages, nothing)
         found: Array = jax.shard_map(
             form,
             mesh=mesh,
-            in_specs=(heads, (pages, pages), nothing, rows, rows),
+            in_specs=(heads, LayerCache(*parts), nothing, rows, rows),
             out_specs=heads,
             check_vma=False,
         )(queries, cache, table, positions, ends)
@@ -134,7 +144,7 @@ def _on_each_device(form: Attend, mesh: Mesh) -> Attend:
 def _attend_groups(
     mesh: Mesh | None,
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[Pages, Pages],
+    cache: LayerCache,
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
@@ -148,24 +158,24 @@ def _attend_groups(
 def _attend_by(
     kernel: str,
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[Pages, Pages],
+    cache: LayerCache,
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """A query's bits are others than in groups, and are as much its own."""
-    chex.assert_type(cache, KERNEL_DTYPE)
-
+    *arrays, layer = (*cache[:2], jnp.asarray(cache.layer, jnp.int32))
+    chex.assert_type(arrays, KERNEL_DTYPE)
     shape = jax.ShapeDtypeStruct(queries.shape, jnp.float32)
     attend = jax.ffi.ffi_call(kernel, shape, vmap_method="sequential")
     pages = () if table is None else (table,)
-    found: Array = attend(queries, *cache, positions, ends, *pages)
+    found: Array = attend(queries, *arrays, layer, positions, ends, *pages)
     return found
 
 
 def attend_whole(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[Pages, Pages],
+    cache: LayerCache,
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
@@ -176,7 +186,7 @@ def attend_whole(
 
     Args:
         queries: As for `Attend`.
-        cache: `[pages page_size kv_heads head_dim]`, of both.
+        cache: In the order of `BY_TOKEN`.
         table: As for `Attend`.
         positions: As for `Attend`.
         ends: As for `Attend`.
@@ -188,7 +198,7 @@ def attend_whole(
         mine = pages[:rows] if table is None else pages.at[table].get(mode="clip")
         return mine.reshape(rows, -1, kv_heads, head_dim).astype(queries.dtype)
 
-    keys, values = (whole(pages) for pages in cache)
+    keys, values = whole(cache.keys), whole(cache.values)
     at = jnp.arange(keys.shape[1], dtype=jnp.int32)
     # Keys past a row's end may be no numbers: cuDNN adds a mask to what comes of them,
     # and leaves out only what is beyond a length.

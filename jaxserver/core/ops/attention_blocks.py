@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxserver.core.ops.paged import PageTable, read_block
+from jaxserver.core.ops.paged import LayerCache, PageTable, read_block
 from jaxserver.core.ops.sums import sum_last
 
 BLOCK = 128
@@ -24,10 +24,7 @@ NEVER = -1e30
 
 def attend_blocks(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[
-        Float[Array, "pages kv_heads head_dim page_size"],
-        Float[Array, "pages kv_heads page_size head_dim"],
-    ],
+    cache: LayerCache,
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
@@ -41,7 +38,7 @@ def attend_blocks(
 
     Args:
         queries: Of the new tokens, whose keys and values are in the cache already.
-        cache: Keys and values.
+        cache: In the order of `BY_HEAD`.
         table: Pages of each row, or None.
         positions: Of the queries.
         ends: How many positions each row has to look at.
@@ -79,10 +76,7 @@ def attend_blocks(
 
 def _attend_rows(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[
-        Float[Array, "pages kv_heads head_dim page_size"],
-        Float[Array, "pages kv_heads page_size head_dim"],
-    ],
+    cache: LayerCache,
     where: tuple[Int[Array, ""], PageTable],
     positions: Int[Array, "rows time"],
     size: tuple[Int[Array, ""], int],
@@ -110,7 +104,7 @@ def _attend_rows(
         nth: Int[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
         best, mass, out = carry
-        block = read_block(*cache, where, rows, (nth, BLOCK))
+        block = read_block(cache, where, rows, (nth, BLOCK))
         block_keys, block_values = (leaf.astype(jnp.float32) for leaf in block)
         scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
         at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-from jaxserver.core.ops.paged import Pages, PageTable
+from jaxserver.core.ops.paged import LayerCache, PageTable
 
 Ref: TypeAlias = Any  # Of Pallas, which has no type for it.
 
@@ -24,7 +24,7 @@ NEVER = -1e30
 
 def attend_pages(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: tuple[Pages, Pages],
+    cache: LayerCache,
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
@@ -39,7 +39,7 @@ def attend_pages(
 
     Args:
         queries: As for `attention.Attend`; few a row, of a size that is a power of 2.
-        cache: `[pages page_size kv_heads head_dim]`, of both.
+        cache: In the order of `BY_TOKEN`.
         table: As for `attention.Attend`.
         positions: As for `attention.Attend`.
         ends: As for `attention.Attend`.
@@ -48,7 +48,7 @@ def attend_pages(
     rows, time, kv_heads, groups, head_dim = queries.shape
     if table is None:
         table = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    num_spans = pl.cdiv(table.shape[1] * cache[0].shape[1], SPAN)
+    num_spans = pl.cdiv(table.shape[1] * cache.keys.shape[1], SPAN)
     num_queries = max(LEAST_QUERIES, pl.next_power_of_2(time * groups))
     spare = num_queries - time * groups
     by_head = queries.transpose(0, 2, 1, 3, 4).reshape(rows, kv_heads, -1, head_dim)
@@ -78,7 +78,7 @@ def attend_pages(
         ],
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=is_interpreted,
-    )(by_head, (seen_up_to, table, ends), cache)
+    )(by_head, (seen_up_to, table, ends), (cache.keys, cache.values))
     whole = _joined(best, mass, out)
     by_group = whole[:, :, : time * groups].reshape(rows, kv_heads, time, groups, -1)
     return by_group.transpose(0, 2, 1, 3, 4).astype(queries.dtype)

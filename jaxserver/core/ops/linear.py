@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxserver.core.config import MIN_CALL_TOKENS
 from jaxserver.core.ops.fp8 import Fp8Weight
 from jaxserver.core.ops.int8_product import int8_product
+from jaxserver.core.ops.one_of import OneOf, with_one
 from jaxserver.core.ops.quantize import Int8Weight
 from jaxserver.core.ops.widen import widen
 from jaxserver.core.sharding import constrain
@@ -22,6 +23,8 @@ from jaxserver.ports.model import Axes
 
 Weight: TypeAlias = Float[Array, "*out_and_in"] | Int8Weight[Array] | Fp8Weight[Array]
 """Of one product, `[*out *in]`."""
+Factor: TypeAlias = Weight | OneOf
+"""The same, or one of several."""
 
 
 class Products(NamedTuple):
@@ -41,7 +44,7 @@ ON_ONE_DEVICE = Products()
 
 def linear(
     x: Float[Array, "tokens *in"],
-    weight: Weight,
+    weight: Factor,
     bias: Float[Array, "*out"] | None = None,
     kernel: str | None = None,
 ) -> Float[Array, "tokens *out"]:
@@ -51,7 +54,8 @@ def linear(
     if isinstance(weight, Int8Weight | Fp8Weight):
         out, y = weight.scale.shape, _scaled_product(flat, weight, kernel)
     else:
-        out, y = weight.shape[: weight.ndim - x.ndim + 1], _product(flat, weight)
+        out = weight.shape[: len(weight.shape) - x.ndim + 1]
+        y = _product(flat, weight)
     if bias is not None:
         y = y + bias.reshape(1, -1).astype(y.dtype)
     return y.reshape(x.shape[0], *out)
@@ -68,15 +72,18 @@ def _scaled_product(
 
 
 def _product(
-    x: Float[Array, "tokens in"], weight: Shaped[Array, "*out_and_in"]
+    x: Float[Array, "tokens in"], weight: Shaped[Array, "*out_and_in"] | OneOf
 ) -> Float[Array, "tokens out"]:
-    flat = weight.reshape(-1, x.shape[1])
-    if flat.dtype != x.dtype:
-        flat = widen(lambda kept: kept.astype(x.dtype), flat, x[0, 0])
-    product: Array = jax.lax.dot_general(
-        x, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return product
+    def multiply(weight: Shaped[Array, "*out_and_in"]) -> Float[Array, "tokens out"]:
+        flat = weight.reshape(-1, x.shape[1])
+        if flat.dtype != x.dtype:
+            flat = widen(lambda kept: kept.astype(x.dtype), flat, x[0, 0])
+        product: Array = jax.lax.dot_general(
+            x, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return product
+
+    return with_one(weight, multiply)
 
 
 def read_rows(
@@ -103,7 +110,7 @@ def linear_on(
     products: Products,
     axes: Axes,
     x: Float[Array, "tokens *in"],
-    weight: Weight,
+    weight: Factor,
     bias: Float[Array, "*out"] | None = None,
 ) -> Float[Array, "tokens *out"]:
     """`linear` as one product on every mesh, whatever lies before and behind it.

@@ -11,23 +11,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 PageTable = Int[Array, "rows pages_per_row"] | None
-Pages: TypeAlias = Shaped[Array, "pages _ _ _"]
+Pages: TypeAlias = Shaped[Array, "pages *rest"]
 """Keys or values, in the order of a layout."""
-Dimension: TypeAlias = Literal["pages", "page_size", "kv_heads", "head_dim"]
+Dimension: TypeAlias = Literal["pages", "layers", "page_size", "kv_heads", "head_dim"]
 
 
 class Layout(NamedTuple):
-    """In which order the dimensions of the cache lie; pages are always first."""
+    """In which order the dimensions of the cache lie; pages are always first.
+
+    Without `layers` each layer has arrays of its own.
+    """
 
     keys: tuple[Dimension, ...]
     values: tuple[Dimension, ...]
 
 
 BY_HEAD = Layout(
-    keys=("pages", "kv_heads", "head_dim", "page_size"),
-    values=("pages", "kv_heads", "page_size", "head_dim"),
+    keys=("pages", "layers", "kv_heads", "head_dim", "page_size"),
+    values=("pages", "layers", "kv_heads", "page_size", "head_dim"),
 )
-"""In which decode attention is fastest on a CPU."""
+"""In which decode attention is fastest on a CPU, and layers are run in a loop."""
 BY_TOKEN = Layout(
     keys=("pages", "page_size", "kv_heads", "head_dim"),
     values=("pages", "page_size", "kv_heads", "head_dim"),
@@ -35,9 +38,22 @@ BY_TOKEN = Layout(
 """In which a token is written, and a whole row read, as it lies."""
 
 
+class LayerCache(NamedTuple):
+    """The cache as one layer sees it.
+
+    Attributes:
+        keys: In the order of a layout.
+        values: Likewise.
+        layer: Which one it is, where all layers lie in the same arrays; else 0.
+    """
+
+    keys: Pages
+    values: Pages
+    layer: Int[Array, ""] | int = 0
+
+
 def write(
-    keys: Pages,
-    values: Pages,
+    cache: LayerCache,
     new: tuple[
         Float[Array, "rows time kv_heads head_dim"],
         Float[Array, "rows time kv_heads head_dim"],
@@ -46,7 +62,7 @@ def write(
     *,
     layout: Layout = BY_HEAD,
     in_runs: bool = False,
-) -> tuple[Pages, Pages]:
+) -> LayerCache:
     """Puts new keys and values at their `(page, offset)`; those outside are dropped.
 
     A value that is no number is kept as 0 under a key that is NaN: whoever attends to
@@ -54,58 +70,66 @@ def write(
     0 times NaN. A finite number beyond the cache's type is its largest one.
 
     Args:
-        keys: The cache's keys.
-        values: The cache's values.
+        cache: Where they are put.
         new: Of the new tokens.
         places: See the function of that name.
         layout: Of keys and values.
         in_runs: A row's tokens lie one after the other on one page, on one device, and
             one key alone lies scattered.
     """
-    (new_keys, new_values), (page, offset) = new, places
+    (keys, values, layer), (new_keys, new_values) = cache, new
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
     new_keys = jnp.where(is_sound & jnp.isfinite(new_keys), new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
     kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
-    if in_runs and 1 < page.shape[1] <= keys.shape[3]:
-        keys = _write_runs(keys, kept_keys, page, offset)
+    if in_runs and 1 < new_keys.shape[1] <= keys.shape[-1]:
+        keys = _write_runs(cache, kept_keys, places)
     else:
-        keys = keys.at[_at(layout.keys, places)].set(kept_keys, mode="drop")
-    values = values.at[_at(layout.values, places)].set(kept_values, mode="drop")
-    return keys, values
+        at = _at(layout.keys, places, layer)
+        keys = keys.at[at].set(kept_keys, mode="drop")
+    at = _at(layout.values, places, layer)
+    values = values.at[at].set(kept_values, mode="drop")
+    return LayerCache(keys, values, layer)
 
 
 def _at(
     order: tuple[Dimension, ...],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
-) -> tuple[Array | slice, ...]:
-    """The index of all heads at some places."""
-    index = dict(zip(("pages", "page_size"), places, strict=True))
+    layer: Int[Array, ""] | int,
+) -> tuple[Array | slice | int, ...]:
+    """The index of all heads of a layer at some places."""
+    page, offset = places
+    index: dict[Dimension, Array | int] = {
+        "pages": page,
+        "layers": layer,
+        "page_size": offset,
+    }
     return tuple(index.get(dimension, slice(None)) for dimension in order)
 
 
 def _write_runs(
-    keys: Float[Array, "pages kv_heads head_dim page_size"],
+    cache: LayerCache,
     new: Float[Array, "rows time kv_heads head_dim"],
-    page: Int[Array, "rows time"],
-    offset: Int[Array, "rows time"],
-) -> Float[Array, "pages kv_heads head_dim page_size"]:
-    """Row after row, by way of as many positions as there are new tokens."""
-    (rows, time), (num_pages, kv_heads, head_dim, page_size) = page.shape, keys.shape
+    places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
+) -> Pages:
+    """Keys row after row, by way of as many positions as there are new tokens."""
+    (keys, _, layer), (page, offset) = cache, places
+    num_pages, _, kv_heads, head_dim, page_size = keys.shape
+    rows, time = page.shape
     counts = jnp.sum(page < num_pages, axis=1, dtype=jnp.int32)
     spare = ((0, 0), (0, 0), (0, 0), (time, 0))
     shifted = jnp.pad(new.transpose(0, 2, 3, 1), spare)
-    zero, size = jnp.zeros((), jnp.int32), (1, kv_heads, head_dim, time)
+    zero, size = jnp.zeros((), jnp.int32), (kv_heads, head_dim, time)
     window = jnp.arange(time, dtype=jnp.int32)
 
     def write_row(row: Array, keys: Array) -> Array:
         begin = jnp.minimum(offset[row, 0], page_size - time)
         late = offset[row, 0] - begin
-        run = jax.lax.dynamic_slice(shifted, (row, zero, zero, time - late), size)
-        place = (page[row, 0], zero, zero, begin)
-        old = jax.lax.dynamic_slice(keys, place, size)
+        run = jax.lax.dynamic_slice(shifted, (row, zero, zero, time - late), (1, *size))
+        place = (page[row, 0], layer, zero, zero, begin)
+        old = jax.lax.dynamic_slice(keys, place, (1, 1, *size))
         is_new = (window >= late) & (window < late + counts[row])
-        mixed = jnp.where(is_new[None, None, None, :], run, old)
+        mixed = jnp.where(is_new, run[:, None], old)
         return jax.lax.dynamic_update_slice(keys, mixed, place)
 
     written: Array = jax.lax.fori_loop(0, rows, write_row, keys)
@@ -142,8 +166,7 @@ def places(
 
 
 def read_block(
-    keys: Float[Array, "pages kv_heads head_dim page_size"],
-    values: Float[Array, "pages kv_heads page_size head_dim"],
+    cache: LayerCache,
     where: tuple[Int[Array, ""], PageTable],
     rows: int,
     span: tuple[Int[Array, ""], int],
@@ -154,24 +177,23 @@ def read_block(
     """The keys and values of one block of positions, of some rows.
 
     Args:
-        keys: The cache's keys.
-        values: The cache's values.
+        cache: In the order of `BY_HEAD`.
         where: The first row's page where row i is page i, and else the pages of each.
         rows: How many rows there are.
         span: Which block it is, and how many positions a block has.
     """
-    (first, table), (nth, block) = where, span
-    _, kv_heads, head_dim, page_size = keys.shape
+    (keys, values, layer), (first, table), (nth, block) = cache, where, span
+    _, _, kv_heads, head_dim, page_size = keys.shape
     zero = jnp.zeros((), jnp.int32)
     if table is None:
         at = nth * block
+        key_place = (first, layer, zero, zero, at)
+        value_place = (first, layer, zero, at, zero)
+        key_size = (rows, 1, kv_heads, head_dim, block)
+        value_size = (rows, 1, kv_heads, block, head_dim)
         return (
-            jax.lax.dynamic_slice(
-                keys, (first, zero, zero, at), (rows, kv_heads, head_dim, block)
-            ),
-            jax.lax.dynamic_slice(
-                values, (first, zero, at, zero), (rows, kv_heads, block, head_dim)
-            ),
+            jax.lax.dynamic_slice(keys, key_place, key_size)[:, 0],
+            jax.lax.dynamic_slice(values, value_place, value_size)[:, 0],
         )
     width = min(block, page_size)
     chex.assert_is_divisible(max(block, page_size), width)
@@ -179,13 +201,13 @@ def read_block(
     pages = table.at[:, starts // page_size].get(mode="clip")
 
     def read_part(page: Int[Array, ""], at: Int[Array, ""]) -> tuple[Array, Array]:
-        key_size, value_size = (
-            (1, kv_heads, head_dim, width),
-            (1, kv_heads, width, head_dim),
-        )
+        key_place = (page, layer, zero, zero, at)
+        value_place = (page, layer, zero, at, zero)
+        key_size = (1, 1, kv_heads, head_dim, width)
+        value_size = (1, 1, kv_heads, width, head_dim)
         return (
-            jax.lax.dynamic_slice(keys, (page, zero, zero, at), key_size)[0],
-            jax.lax.dynamic_slice(values, (page, zero, at, zero), value_size)[0],
+            jax.lax.dynamic_slice(keys, key_place, key_size)[0, 0],
+            jax.lax.dynamic_slice(values, value_place, value_size)[0, 0],
         )
 
     read_row = jax.vmap(read_part)

@@ -31,24 +31,25 @@ def test_a_new_cache_is_zeros() -> None:
     cache = init_cache(TINY_LLAMA, num_pages=3, page_size=16)
     leaves = jax.tree.leaves(cache)
     assert not any(np.asarray(leaf).any() for leaf in leaves)
-    assert {key.shape for key in cache.keys} == {(3, 2, 8, 16)}
-    assert {value.shape for value in cache.values} == {(3, 2, 16, 8)}
+    assert {key.shape for key in cache.keys} == {(3, 2, 2, 8, 16)}
+    assert {value.shape for value in cache.values} == {(3, 2, 2, 16, 8)}
 
 
 def test_a_copy_to_no_page_is_dropped() -> None:
-    keys = jnp.arange(2 * 1 * 1 * 4, dtype=jnp.float32).reshape(2, 1, 1, 4)
-    cache = KVCache(keys=(keys,), values=(keys.reshape(2, 1, 4, 1),))
+    keys = jnp.arange(2 * 1 * 1 * 4, dtype=jnp.float32).reshape(2, 1, 1, 1, 4)
+    cache = KVCache(keys=(keys,), values=(keys.reshape(2, 1, 1, 4, 1),))
     source, target, length = (jnp.array(x, jnp.int32) for x in ([0, 1], [1, 2], [2, 4]))
     found = jax.jit(copy_pages)(cache, source, target, length)
-    assert found.keys[0][1, 0, 0].tolist() == [0, 1, 6, 7]
-    assert found.keys[0][0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert found.keys[0][1, 0, 0, 0].tolist() == [0, 1, 6, 7]
+    assert found.keys[0][0, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 def by_token(cache: KVCache) -> KVCache:
-    """The same in the other layout."""
+    """The same in the other layout, in which each layer has arrays of its own."""
+    (keys,), (values,) = cache
     return KVCache(
-        keys=tuple(leaf.transpose(0, 3, 1, 2) for leaf in cache.keys),
-        values=tuple(leaf.transpose(0, 2, 1, 3) for leaf in cache.values),
+        keys=tuple(keys.transpose(1, 0, 4, 2, 3)),
+        values=tuple(values.transpose(1, 0, 3, 2, 4)),
     )
 
 

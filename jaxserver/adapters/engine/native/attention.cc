@@ -47,7 +47,7 @@ inline Vector exponential(Vector x) {
 inline int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
 struct Shape {
-  int64_t rows, time, kv_heads, groups, head_dim, pages, page_size, pages_per_row;
+  int64_t rows, time, kv_heads, groups, head_dim, pages, layers, page_size, pages_per_row;
 };
 
 // What one thread works with; kept for its next work.
@@ -69,6 +69,7 @@ struct Attention {
   const float* queries;
   const uint16_t *keys, *values;
   const int32_t *positions, *ends, *table;
+  int64_t layer;
   float* found;
 
   int64_t num_queries() const { return shape.time * shape.groups; }
@@ -88,11 +89,13 @@ struct Attention {
   // The keys and values of some positions, from a block's first on, in float32.
   void read(int64_t row, int64_t head, int64_t begin, int64_t count, int64_t width,
             Scratch& scratch) const {
-    const auto& [rows, time, heads, groups, head_dim, pages, page_size, per_row] = shape;
+    const auto& [rows, time, heads, groups, head_dim, pages, layers, page_size, per_row] =
+        shape;
     for (int64_t done = 0; done < count;) {
       const int64_t nth = (begin + done) / page_size, offset = (begin + done) % page_size;
       const int64_t run = std::min(count - done, page_size - offset);
-      const int64_t first = (page_of(row, nth) * heads + head) * head_dim * page_size;
+      const int64_t apart = (page_of(row, nth) * layers + layer) * heads + head;
+      const int64_t first = apart * head_dim * page_size;
       const uint16_t *key = keys + first + offset, *value = values + first + offset * head_dim;
       for (int64_t d = 0; d < head_dim; ++d, key += page_size) {
         fetch(key + kAhead * page_size, run);
@@ -246,15 +249,16 @@ struct Attention {
 };
 
 using Vectors = ffi::Buffer<ffi::F32, 5>;
-using Pages = ffi::BufferR4<ffi::F16>;
+using Pages = ffi::Buffer<ffi::F16, 5>;
 
 ffi::Error run(ffi::ThreadPool pool, Vectors queries, Pages keys,
-               Pages values, ffi::BufferR2<ffi::S32> positions,
+               Pages values, ffi::BufferR0<ffi::S32> layer,
+               ffi::BufferR2<ffi::S32> positions,
                ffi::BufferR1<ffi::S32> ends, ffi::RemainingArgs table,
                ffi::Result<Vectors> found) {
   const auto size = queries.dimensions();
   Shape shape{size[0], size[1], size[2], size[3], size[4], keys.dimensions()[0],
-              keys.dimensions()[3], 1};
+              keys.dimensions()[1], keys.dimensions()[4], 1};
   const int32_t* pages_of_rows = nullptr;
   if (table.size() > 0) {
     const auto given = table.get<ffi::BufferR2<ffi::S32>>(0);
@@ -269,6 +273,7 @@ ffi::Error run(ffi::ThreadPool pool, Vectors queries, Pages keys,
                             positions.typed_data(),
                             ends.typed_data(),
                             pages_of_rows,
+                            std::clamp<int64_t>(*layer.typed_data(), 0, shape.layers - 1),
                             found->typed_data()};
   const int64_t all = attention.num_queries();
   const int64_t parts = (all + kMostQueries - 1) / kMostQueries;
@@ -296,6 +301,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, jaxserver::run,
                                   .Arg<jaxserver::Vectors>()
                                   .Arg<jaxserver::Pages>()
                                   .Arg<jaxserver::Pages>()
+                                  .Arg<ffi::BufferR0<ffi::S32>>()
                                   .Arg<ffi::BufferR2<ffi::S32>>()
                                   .Arg<ffi::BufferR1<ffi::S32>>()
                                   .RemainingArgs()

@@ -1,0 +1,35 @@
+"""One of several arrays alike, which is chosen where it is used and nowhere copied."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Int, Shaped
+
+
+class OneOf(NamedTuple):
+    """Of a loop over layers, say, the weight of the one that is being run.
+
+    Choosing it before would copy it: a product on a CPU reads what lies in one place.
+    """
+
+    arrays: tuple[Shaped[Array, "..."], ...]
+    nth: Int[Array, ""]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each."""
+        return self.arrays[0].shape
+
+
+def with_one(
+    array: Shaped[Array, "..."] | OneOf,
+    use: Callable[[Shaped[Array, "..."]], Shaped[Array, "..."]],
+) -> Shaped[Array, "..."]:
+    """`use(array)`, compiled once for each that it may be."""
+    if not isinstance(array, OneOf):
+        return use(array)
+    uses = [functools.partial(use, one) for one in array.arrays]
+    used: Array = jax.lax.switch(array.nth, uses)
+    return used
