@@ -147,7 +147,8 @@ class Measured:
 
     def _attention(self, context: int) -> Part:
         cache: Any = self.model.fns.init_cache(self.rows)
-        keys, values = cache.keys[0], cache.values[0]
+        # Those of one layer.
+        keys, values = cache.keys[0][:, :1], cache.values[0][:, :1]
         _, _, kv_heads, head_dim, _ = keys.shape
         groups = self.params.layers[0].qkv
         groups = jax.tree.leaves(groups)[0].shape[1] - 2
@@ -166,7 +167,7 @@ class Measured:
             (queries, keys, values),
             4 * heads * head_dim * context,
         )
-        seen = 2 * keys.nbytes * context // keys.shape[3] * self.num_layers
+        seen = 2 * keys.nbytes * context // keys.shape[-1] * self.num_layers
         return dataclasses.replace(part, bytes=seen)
 
     def _norm(self) -> Part:

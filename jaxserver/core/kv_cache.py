@@ -12,6 +12,9 @@ from jaxserver.core.ops.fp8 import QUANTIZED
 from jaxserver.core.ops.paged import BY_HEAD, Layout, Pages
 from jaxserver.ports.model import Axes, LogicalAxis
 
+CLASHING = 16
+"""So many blocks of 16 bits are 4 KiB."""
+
 
 class KVCache(NamedTuple):
     """One array of keys and one of values, or of each as many as there are layers.
@@ -54,8 +57,13 @@ def cache_dtype(kept: str, computed: str = "float32") -> str:
 
 
 def whole_row_page(max_len: int) -> int:
-    """Size of a page that holds a whole row: `max_len` up to a multiple of a block."""
-    return -(-max_len // BLOCK) * BLOCK
+    """Size of a page that holds a whole row: `max_len` up to a multiple of a block.
+
+    Where the same position of all dimensions of a key would lie in the same few lines
+    of a processor's caches, it is a block more.
+    """
+    num_blocks = -(-max_len // BLOCK)
+    return (num_blocks + (num_blocks % CLASHING == 0)) * BLOCK
 
 
 def init_cache(

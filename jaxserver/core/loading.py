@@ -220,6 +220,16 @@ def _load(
     def place(spec: ParamSpec, values: HostArray) -> Array:
         return put(values, named_sharding(spec.axes, spec.shape, mesh))
 
+    def keep(
+        spec: WeightSpec, values: HostArray
+    ) -> HostArray | Int8Weight[HostArray] | Fp8Weight[HostArray]:
+        if isinstance(spec, Int8Weight):
+            num_out, keeps_rest = spec.values.num_out, spec.values.is_refined
+            return quantize(values, num_out, keeps_rest=keeps_rest)
+        if isinstance(spec, Fp8Weight):
+            return quantize_to_fp8(values, spec.values.num_out)
+        return values.astype(_dtype_of(spec, kept), copy=False)
+
     def load(spec: WeightSpec, recipe: Recipe, end: int) -> Any:
         whole = spec if isinstance(spec, ParamSpec) else spec.values
         parts = [
@@ -229,13 +239,7 @@ def _load(
         # Broken weights may be infinite; that is for who computes with them to say.
         with np.errstate(over="ignore", invalid="ignore"):
             values = recipe.arrange(parts, whole).astype(rounded, copy=False)
-        made: HostArray | Int8Weight[HostArray] | Fp8Weight[HostArray]
-        if isinstance(spec, Int8Weight):
-            made = quantize(values, whole.num_out, keeps_rest=whole.is_refined)
-        elif isinstance(spec, Fp8Weight):
-            made = quantize_to_fp8(values, whole.num_out)
-        else:
-            made = values.astype(_dtype_of(spec, kept), copy=False)
+            made = keep(spec, values)
         progress("load", end, ends[-1])
         return jax.tree.map(place, spec, made, is_leaf=is_spec)
 

@@ -101,6 +101,7 @@ def answer_once(model: Path) -> None:
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     assert isinstance(tokenizer.decode(ids), str)
     assert all(isinstance(token, int) for token in tokenizer.eos_ids)
+    loaded.weights.result()
     Pieces(loaded.formatter, config)
     with contextlib.suppress(NoChatTemplate):
         said = [Message(role="user", content=TEXT)]

@@ -54,7 +54,7 @@ def test_a_llama_that_flax_wrote_runs_natively_on_its_own_weights(
 def test_a_tied_llama_of_flax_with_another_head_is_broken(tmp_path: Path) -> None:
     tiny = random_flax("llama", tie_word_embeddings=True)
     with pytest.raises(BrokenCheckpoint, match="as tie_word_embeddings says") as caught:
-        wiring.load_model(write(tiny, tmp_path), nobody)
+        wiring.load_model(write(tiny, tmp_path), nobody).weights.result()
     assert caught.value.tensor == "lm_head.kernel"
     embedding = tiny.params["model"]["embed_tokens"]["embedding"]
     tiny.params["lm_head"]["kernel"] = embedding.T

@@ -21,8 +21,12 @@ from tests.tiny import TINY_LLAMA
 pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
-@pytest.mark.parametrize(("max_len", "size"), [(1, 128), (128, 128), (200, 256)])
-def test_a_whole_row_is_a_multiple_of_a_block(max_len: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("max_len", "size"), [(1, 128), (128, 128), (200, 256), (1920, 1920), (1921, 2176)]
+)
+def test_a_whole_row_is_a_multiple_of_a_block_and_not_of_four_kib(
+    max_len: int, size: int
+) -> None:
     assert whole_row_page(max_len) == size
     assert transformer_fns(TINY_LLAMA, max_len).page_size == size
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace jaxserver {
@@ -28,7 +29,29 @@ constexpr int64_t kMostQueries = 96;
 constexpr int64_t kLeastForThreads = 1 << 16;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
+using Half = uint16_t;
+
 inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
+
+inline Vector load(const Half* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// The keys and values of a block: those of a dimension or position lie so far apart.
+template <typename Number>
+struct Block {
+  const Number *keys, *values;
+  int64_t key_stride, value_stride, count;
+
+  // What will be read soon, where it lies as no processor expects it.
+  void fetch(int64_t d) const {
+    if constexpr (std::is_same_v<Number, Half>) {
+      const Half* key = keys + (d + kAhead) * key_stride;
+      for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(key + i);
+      for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(values + d * count + i);
+    }
+  }
+};
 
 // Cody and Waite's reduction and the exponential's series; below 2^-149 it is 0. Operands
 // are in such an order that what is no number stays so.
@@ -67,7 +90,7 @@ struct Scratch {
 struct Attention {
   Shape shape;
   const float* queries;
-  const uint16_t *keys, *values;
+  const Half *keys, *values;
   const int32_t *positions, *ends, *table;
   int64_t layer;
   float* found;
@@ -86,17 +109,21 @@ struct Attention {
     return std::clamp<int64_t>(page, 0, shape.pages - 1);
   }
 
+  // Where the keys, and the values, of a page and a head begin.
+  int64_t page_at(int64_t row, int64_t head, int64_t nth) const {
+    const int64_t before = (page_of(row, nth) * shape.layers + layer) * shape.kv_heads + head;
+    return before * shape.head_dim * shape.page_size;
+  }
+
   // The keys and values of some positions, from a block's first on, in float32.
   void read(int64_t row, int64_t head, int64_t begin, int64_t count, int64_t width,
             Scratch& scratch) const {
-    const auto& [rows, time, heads, groups, head_dim, pages, layers, page_size, per_row] =
-        shape;
+    const int64_t head_dim = shape.head_dim, page_size = shape.page_size;
     for (int64_t done = 0; done < count;) {
       const int64_t nth = (begin + done) / page_size, offset = (begin + done) % page_size;
       const int64_t run = std::min(count - done, page_size - offset);
-      const int64_t apart = (page_of(row, nth) * layers + layer) * heads + head;
-      const int64_t first = apart * head_dim * page_size;
-      const uint16_t *key = keys + first + offset, *value = values + first + offset * head_dim;
+      const int64_t first = page_at(row, head, nth);
+      const Half *key = keys + first + offset, *value = values + first + offset * head_dim;
       for (int64_t d = 0; d < head_dim; ++d, key += page_size) {
         fetch(key + kAhead * page_size, run);
         fetch(value + d * run, run);
@@ -109,15 +136,14 @@ struct Attention {
   }
 
   // Keys lie a page's length apart, where no processor expects them.
-  static void fetch(const uint16_t* from, int64_t count) {
+  static void fetch(const Half* from, int64_t count) {
     for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
   }
 
-  static void widen(const uint16_t* from, int64_t count, float* to) {
+  static void widen(const Half* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes)
-      _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(
-                                   reinterpret_cast<const __m256i*>(from + i))));
+      _mm512_storeu_ps(to + i, load(from + i));
     if (i == count) return;
     const __mmask16 rest = (1 << (count - i)) - 1;
     const __m256i last = _mm256_maskz_loadu_epi16(rest, from + i);
@@ -125,15 +151,16 @@ struct Attention {
   }
 
   // Scores of a tile of queries, of the positions that each may see.
-  template <int Queries>
-  void score(const Scratch& scratch, int64_t nth, const int64_t (&seen)[Queries],
-             float (&scores)[Queries][kBlock]) const {
+  template <int Queries, typename Number>
+  void score(const Block<Number>& block, const Scratch& scratch, int64_t nth,
+             const int64_t (&seen)[Queries], float (&scores)[Queries][kBlock]) const {
     const int64_t head_dim = shape.head_dim;
     for (int half = 0; half < kBlock; half += kHalf) {
       constexpr int kVectors = kHalf / kLanes;
       Vector sums[Queries][kVectors] = {};
       for (int64_t d = 0; d < head_dim; ++d) {
-        const float* key = scratch.keys.data() + d * kBlock + half;
+        if (half == 0) block.fetch(d);
+        const Number* key = block.keys + d * block.key_stride + half;
 #pragma GCC unroll 4
         for (int q = 0; q < Queries; ++q) {
           const Vector one = _mm512_set1_ps(scratch.queries[(nth + q) * head_dim + d]);
@@ -173,10 +200,10 @@ struct Attention {
     return kept;
   }
 
-  template <int Queries>
-  static void add_values(const float (&weights)[Queries][kBlock],
-                         const float (&kept)[Queries], int64_t count, int64_t width,
-                         Scratch& scratch, int64_t nth) {
+  template <int Queries, typename Number>
+  static void add_values(const Block<Number>& block, const float (&weights)[Queries][kBlock],
+                         const float (&kept)[Queries], int64_t width, Scratch& scratch,
+                         int64_t nth) {
     for (int64_t column = 0; column < width; column += kColumns) {
       constexpr int kVectors = kColumns / kLanes;
       Vector sums[Queries][kVectors];
@@ -185,8 +212,8 @@ struct Attention {
           const float* before = &scratch.sums[(nth + q) * width + column + v * kLanes];
           sums[q][v] = _mm512_mul_ps(load(before), _mm512_set1_ps(kept[q]));
         }
-      for (int64_t i = 0; i < count; ++i) {
-        const float* value = &scratch.values[i * width + column];
+      for (int64_t i = 0; i < block.count; ++i) {
+        const Number* value = block.values + i * block.value_stride + column;
 #pragma GCC unroll 4
         for (int q = 0; q < Queries; ++q) {
           const Vector weight = _mm512_set1_ps(weights[q][i]);
@@ -202,24 +229,25 @@ struct Attention {
     }
   }
 
-  // A block of `count` positions, for as large tiles of queries as there are left.
-  template <int Queries>
-  void tiles(int64_t row, int64_t first, int64_t nth, int64_t end, int64_t begin,
-             int64_t count, int64_t width, Scratch& scratch) const {
+  // A block, for as large tiles of queries as there are left.
+  template <int Queries, typename Number>
+  void tiles(const Block<Number>& block, int64_t begin, int64_t row, int64_t first,
+             int64_t nth, int64_t end, int64_t width, Scratch& scratch) const {
     for (; nth + Queries <= end; nth += Queries) {
       int64_t seen[Queries];
       for (int q = 0; q < Queries; ++q) {
         const int64_t token = (first + nth + q) / shape.groups;
-        seen[q] = std::min(positions[row * shape.time + token] + 1 - begin, count);
+        seen[q] = std::min(positions[row * shape.time + token] + 1 - begin, block.count);
       }
       float scores[Queries][kBlock], kept[Queries];
-      score<Queries>(scratch, nth, seen, scores);
+      score<Queries>(block, scratch, nth, seen, scores);
       for (int q = 0; q < Queries; ++q)
         kept[q] = weigh(scores[q], scratch.best[nth + q], scratch.mass[nth + q]);
-      add_values<Queries>(scores, kept, count, width, scratch, nth);
+      add_values<Queries>(block, scores, kept, width, scratch, nth);
     }
     if constexpr (Queries > 1)
-      if (nth < end) tiles<Queries - 1>(row, first, nth, end, begin, count, width, scratch);
+      if (nth < end)
+        tiles<Queries - 1>(block, begin, row, first, nth, end, width, scratch);
   }
 
   // Some queries of one row and head.
@@ -236,10 +264,23 @@ struct Attention {
     for (int64_t i = first / shape.groups; i <= (last - 1) / shape.groups; ++i)
       end = std::max<int64_t>(end, positions[row * shape.time + i] + 1);
     end = std::min<int64_t>({end, ends[row], shape.page_size * shape.pages_per_row});
+    // One tile reads every number once: it need not be widened before.
+    const int64_t page_size = shape.page_size;
+    const bool is_there = page_size % kBlock == 0 && head_dim % kColumns == 0;
     for (int64_t begin = 0; begin < end; begin += kBlock) {
       const int64_t here = std::min<int64_t>(end - begin, kBlock);
-      read(row, head, begin, here, width, scratch);
-      tiles<kQueries>(row, first, 0, count, begin, here, width, scratch);
+      if (is_there && count <= kQueries) {
+        const int64_t page = page_at(row, head, begin / page_size);
+        const int64_t offset = begin % page_size;
+        const Block<Half> block{keys + page + offset, values + page + offset * head_dim,
+                                page_size, head_dim, here};
+        tiles<kQueries>(block, begin, row, first, 0, count, width, scratch);
+      } else {
+        read(row, head, begin, here, width, scratch);
+        const Block<float> block{scratch.keys.data(), scratch.values.data(), kBlock, width,
+                                 here};
+        tiles<kQueries>(block, begin, row, first, 0, count, width, scratch);
+      }
     }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t d = 0; d < head_dim; ++d)
@@ -268,8 +309,8 @@ ffi::Error run(ffi::ThreadPool pool, Vectors queries, Pages keys,
   }
   const Attention attention{shape,
                             queries.typed_data(),
-                            reinterpret_cast<const uint16_t*>(keys.untyped_data()),
-                            reinterpret_cast<const uint16_t*>(values.untyped_data()),
+                            reinterpret_cast<const Half*>(keys.untyped_data()),
+                            reinterpret_cast<const Half*>(values.untyped_data()),
                             positions.typed_data(),
                             ends.typed_data(),
                             pages_of_rows,
