@@ -239,16 +239,16 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
     ("chunk_seconds", "length"),
     [
         ({}, 128),
-        ({128: 0.1}, 128),
+        ({128: 0.15}, 128),
         ({128: 0.2}, 32),
-        ({128: 0.2, 32: 0.11}, 16),
+        ({128: 0.2, 32: 0.16}, 16),
         ({16: 0.2}, 16),
         ({16: 0.03, 32: 0.05}, 32),
         ({16: 0.03, 32: 0.05, 128: 0.09}, 128),
         ({32: 0.02, 128: 0.2}, 128),
     ],
 )
-def test_a_chunk_takes_no_longer_than_a_block_while_somebody_reads_along(
+def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
     chunk_seconds: dict[int, float], length: int
 ) -> None:
     state = after(state_of(5, 700, streaming=True), 2)
