@@ -11,10 +11,7 @@ from pathlib import Path
 
 READY = "jaxserver ready on "
 JAXSERVER = (sys.executable, "-m", "jaxserver")
-SERVE = (
-    *(*JAXSERVER, "serve", "--quiet", "--no-logging"),
-    *("--host", "127.0.0.1", "--port", "0"),
-)
+SERVE = ("serve", "--quiet", "--no-logging", "--host", "127.0.0.1", "--port", "0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +38,23 @@ def fetch(model: str) -> str:
 
 
 @contextlib.contextmanager
-def started(model: str, cache: Path, arguments: Sequence[str]) -> Iterator[Started]:
+def started(
+    model: str,
+    cache: Path,
+    arguments: Sequence[str],
+    program: Sequence[str] = JAXSERVER,
+) -> Iterator[Started]:
     """A server on a free port of the loopback, stopped at the end.
 
     Args:
         model: A file or folder.
         cache: The folder in which it keeps compiled code.
         arguments: Further ones of `jaxserver serve`.
+        program: What is called `jaxserver` there.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
-        [*SERVE, "--model", model, *arguments],
+        [*program, *SERVE, "--model", model, *arguments],
         env={**os.environ, "JAXSERVER_CACHE": str(cache)},
         stdout=subprocess.PIPE,
         text=True,

@@ -340,7 +340,11 @@ def row_arrays(request: TokenRequest, processors: Processors) -> RowArrays:
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     """Waits for an outcome."""
-    outcome = jax.device_get(dispatch.outcome)
+    known = [requests[i] for i in dispatch.rows.values() if i in requests]
+    outcome = dispatch.outcome
+    if all(request.sampling.logprobs is None for request in known):
+        outcome = outcome._replace(logprobs=None, top_ids=None, top_logprobs=None)
+    outcome = jax.device_get(outcome)
     scores = _scores(outcome, dispatch.plan, requests)
     events = [
         _row_event(outcome, row, requests[request_id], scores.get(row))
