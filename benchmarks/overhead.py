@@ -1,7 +1,7 @@
 """How many tokens a second the engine and HTTP move when the model costs nothing.
 
-The server has one core to itself, this program the others. Answers are letters, and come
-in blocks of eight tokens, one event a block.
+The server has one core to itself, this program the others. Answers are letters, in
+blocks of eight tokens, one event a block.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """`jaxserver` with a model function that costs nothing: it says letters in turn."""
 
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ if __name__ == "__main__":
 import jax.numpy as jnp
 
 from jaxserver import backends
-from jaxserver.__main__ import main
+from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 
 FIRST_LETTER, NUM_LETTERS = 64, 26
 """Of the tokens that are bytes."""
-transformer_fns = backends.transformer_fns
 
 
 def free_fns(*given: Any) -> ModelFns:
@@ -32,5 +32,5 @@ def free_fns(*given: Any) -> ModelFns:
 
 
 if __name__ == "__main__":
-    backends.transformer_fns = free_fns  # type: ignore[assignment]
-    main()
+    vars(backends)["transformer_fns"] = free_fns
+    runpy.run_module("jaxserver", run_name="__main__")

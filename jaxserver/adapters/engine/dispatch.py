@@ -32,6 +32,7 @@ from jaxserver.ports.model import Params
 from jaxserver.ports.processors import Processors
 from jaxserver.ports.types import FinishReason, SamplingParams
 
+_UNASKED: Any = dict.fromkeys(("logprobs", "top_ids", "top_logprobs"))
 _FINISH = {steps.STOP: FinishReason.STOP, steps.LENGTH: FinishReason.LENGTH}
 
 
@@ -340,10 +341,9 @@ def row_arrays(request: TokenRequest, processors: Processors) -> RowArrays:
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     """Waits for an outcome."""
-    known = [requests[i] for i in dispatch.rows.values() if i in requests]
-    outcome = dispatch.outcome
-    if all(request.sampling.logprobs is None for request in known):
-        outcome = outcome._replace(logprobs=None, top_ids=None, top_logprobs=None)
+    outcome, known = dispatch.outcome, map(requests.get, dispatch.rows.values())
+    if all(one is None or one.sampling.logprobs is None for one in known):
+        outcome = outcome._replace(**_UNASKED)
     outcome = jax.device_get(outcome)
     scores = _scores(outcome, dispatch.plan, requests)
     events = [
