@@ -1,7 +1,7 @@
 """How many tokens a second the engine and HTTP move when the model costs nothing.
 
-The server has one core to itself, this program the others. Answers are letters, in
-blocks of eight tokens, one event a block.
+The server has one core to itself, this program the others. Answers are greedy, the same
+letters over and over, in blocks of eight tokens, one event a block.
 """
 
 import argparse
@@ -53,12 +53,12 @@ class Heard(NamedTuple):
     events: int
 
 
-async def listen(url: str, new_tokens: int, seed: int) -> Heard:
+async def listen(url: str, new_tokens: int, nth: int) -> Heard:
     """Asks for an answer, and does no more with it than to count."""
     host, port = urlsplit(url).hostname, urlsplit(url).port
     reader, writer = await asyncio.open_connection(host, port)
     asked = {
-        "prompt": f"stream {seed:02}",
+        "prompt": f"stream {nth:02}",
         "max_tokens": new_tokens,
         "temperature": 0,
         "ignore_eos": True,

@@ -1,4 +1,7 @@
-"""`jaxserver` with a model function that costs nothing: it says letters in turn."""
+"""`jaxserver` with a model function that costs nothing: it says letters in turn.
+
+None of its steps are remembered, where they would be taken for those of the true model.
+"""
 
 import runpy
 import sys
@@ -11,7 +14,7 @@ if __name__ == "__main__":
 
 import jax.numpy as jnp
 
-from jaxserver import backends
+from jaxserver import backends, wiring
 from jaxserver.core.transformer import transformer_fns
 from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 
@@ -33,4 +36,5 @@ def free_fns(*given: Any) -> ModelFns:
 
 if __name__ == "__main__":
     vars(backends)["transformer_fns"] = free_fns
+    vars(wiring)["_remembered"] = lambda model: None
     runpy.run_module("jaxserver", run_name="__main__")

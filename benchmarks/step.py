@@ -147,7 +147,7 @@ class Measured:
 
     def _attention(self, context: int) -> Part:
         cache: Any = self.model.fns.init_cache(self.rows)
-        # Those of one layer.
+        # Those of one layer, which lie closer here than among others.
         keys, values = cache.keys[0][:, :1], cache.values[0][:, :1]
         _, _, kv_heads, head_dim, _ = keys.shape
         groups = self.params.layers[0].qkv

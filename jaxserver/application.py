@@ -5,12 +5,12 @@ from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 import fastapi
+from starlette.middleware import Middleware
 
 from jaxserver.adapters.http.app import create_app
 from jaxserver.adapters.http.late import WaitsFor
 from jaxserver.adapters.tokenizers.late import LateTokenizer
 from jaxserver.hosting import Host
-from jaxserver.identity import in_background
 from jaxserver.ports.generator import Generator
 from jaxserver.ports.handlers import Handlers
 from jaxserver.ports.prompt import PromptFormatter
@@ -63,11 +63,11 @@ def application(
 
         @functools.cache
         def mounted() -> Future[None]:
-            part = in_background(lambda: _mount_pages(app, served, host, written))
-            host.has_begun(part)
-            return part
+            return host.begins(lambda: _mount_pages(app, served, host, written))
 
-        app.add_middleware(WaitsFor, paths=PAGES, mounted=mounted)
+        # Behind all others: who may not see a page does not bring it either.
+        late = Middleware(WaitsFor, paths=PAGES, mounted=mounted)
+        app.user_middleware.append(late)
     elif pages:
         _mount_pages(app, served, host, written)
     return app

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
 from jax.sharding import Mesh
 
 from jaxserver.adapters.checkpoints.cache import cache_folder
@@ -20,6 +21,7 @@ from jaxserver.adapters.flax_models.weights import (
     plain_params,
 )
 from jaxserver.core.compute import Compute
+from jaxserver.core.executables import abstract
 from jaxserver.core.families import llama
 from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.loading import (
@@ -194,7 +196,8 @@ def backend_in_memory(
     given = plain_params(params or model.params)
     placed = place_params(specs, given, place.mesh, dtypes)
     digest = functools.partial(params_digest, given)
-    made = (placed, place, dtype, lambda progress: placed, digest, flax.end_ids)
+    shapes = jax.tree.map(abstract, placed)
+    made = (shapes, place, dtype, lambda progress: placed, digest, flax.end_ids)
     return Backend("flax", flax.fns, specs, *made)
 
 

@@ -33,7 +33,7 @@ from jaxserver.wiring import (
 
 LOADING_RETRY_SECONDS = 5
 PART_SECONDS = 10.0
-"""How long the end waits for a part of the application that is still coming."""
+"""How long the end waits for what is still coming: weights, pages."""
 
 
 class Host:
@@ -72,14 +72,23 @@ class Host:
         self._own_prompts = own_prompts
         self.metrics = MetricsTelemetry(self.snapshot)
         self._telemetry = hear_requests(config, self.metrics)
-        self._begun: list[Future[None]] = []
+        self._begun: list[Future[Any]] = []
         self._state = ServerState.LOADING
         self._started_seconds = time.monotonic()
         self._compiles_at_ready = 0
 
-    def has_begun(self, part: Future[None]) -> None:
-        """The end waits for it."""
-        self._begun.append(part)
+    def begins(self, make: Callable[[], None]) -> Future[None]:
+        """Makes a part of the application meanwhile, unless the end has come.
+
+        The end waits for it.
+        """
+        part: Future[None] = Future()
+        if self._state in {ServerState.DRAINING, ServerState.FAILED}:
+            part.set_result(None)
+        else:
+            part = in_background(make)
+            self._begun.append(part)
+        return part
 
     def open(
         self,
@@ -90,12 +99,14 @@ class Host:
         """Brings a model, compiles it, unless told to wait with it, and lets it run.
 
         Args:
-            load: Finds the model and reads it.
-            on_loaded: Hears of the model before it is compiled.
+            load: Finds the model and begins to read it.
+            on_loaded: Hears of the model before it is read and compiled.
             progress: Hears how far compiling is.
         """
         try:
-            self.model = with_processors(load(), self._processors)
+            model = load()
+            self._begun.append(model.weights)
+            self.model = with_processors(model, self._processors)
             sizes = self.model.engine
             self.config = dataclasses.replace(
                 self.config, slots=sizes.slots, max_length=sizes.max_len
@@ -108,6 +119,7 @@ class Host:
             self.engine = start_engine(*parts, self.identity)
         except BaseException:
             self._state = ServerState.FAILED
+            self._wait_for_begun()
             raise
         self._compiles_at_ready = COMPILES.count
         self._state = ServerState.READY
@@ -143,11 +155,14 @@ class Host:
         """
         if self._state is not ServerState.FAILED:
             self._state = ServerState.DRAINING
-        # A process that ends while a thread of it imports may end in an abort.
-        concurrent.futures.wait(self._begun, PART_SECONDS)
+        self._wait_for_begun()
         has_ended = self.engine is None or self.engine.close(seconds)
         self._telemetry.close()
         return has_ended
+
+    def _wait_for_begun(self) -> None:
+        """A process whose thread imports, or is in JAX, may end in an abort."""
+        concurrent.futures.wait(self._begun, PART_SECONDS)
 
     def snapshot(self) -> StatusSnapshot:
         return take_snapshot(

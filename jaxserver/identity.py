@@ -27,7 +27,7 @@ def in_background(make: Callable[[], Made]) -> Future[Made]:
     def run() -> None:
         try:
             made.set_result(make())
-        except Exception as error:  # whoever wants it hears of it
+        except BaseException as error:  # whoever wants it hears of it
             made.set_exception(error)
 
     threading.Thread(target=run, name="jaxserver-meanwhile", daemon=True).start()

@@ -88,8 +88,8 @@ class EngineConfig:
             step runs all slots.
         encoder_lengths: Padded lengths of an encoder's input, which is never cut up.
         block_seconds: Longest decode block while somebody waits or reads along.
-        chunk_seconds: Longest prefill chunk while somebody reads along: long ones take
-            a quarter less a token.
+        prefill_seconds: Longest prefill chunk while somebody reads along: long ones
+            take a quarter less a token.
         tokens_per_page: None where a page is a whole row, and row i is page i.
         pages: None for as many as all slots need for their longest sequences.
         is_fast: Nobody minds if bits depend on how a token was run.
@@ -110,7 +110,7 @@ class EngineConfig:
     chunk: int | None = None
     encoder_lengths: tuple[int, ...] = ()
     block_seconds: float = 0.1
-    chunk_seconds: float = 0.15
+    prefill_seconds: float = 0.2
     row_parts: int = 1
     tokens_per_page: int | None = None
     pages: int | None = None

@@ -77,10 +77,7 @@ class Steps(NamedTuple):
 
 
 def build_steps(
-    fns: ModelFns,
-    params: Params,
-    engine: EngineConfig,
-    mesh: Mesh,
+    fns: ModelFns, params: Params, engine: EngineConfig, mesh: Mesh
 ) -> Steps:
     """Says how to compile the steps of a configuration, without doing it.
 
@@ -96,7 +93,7 @@ def build_steps(
     state = _state_on_mesh(fns, shapes, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     outs = (placed, replicated(mesh))
-    weights = jax.tree.map(_abstract, params)
+    weights = jax.tree.map(abstract, params)
 
     sizes = (shapes, engine, fns.vocab_size)
     inputs = functools.partial(_inputs, sizes, replicated(mesh))
@@ -228,7 +225,8 @@ def _on_mesh(
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Its shape, type and sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 

@@ -12,8 +12,8 @@ from jaxserver.core.ops.fp8 import QUANTIZED
 from jaxserver.core.ops.paged import BY_HEAD, Layout, Pages
 from jaxserver.ports.model import Axes, LogicalAxis
 
-CLASHING = 16
-"""So many blocks of 16 bits are 4 KiB."""
+CLASHING_BYTES = 4096
+"""What lies a multiple of it apart shares a few lines of a processor's caches."""
 
 
 class KVCache(NamedTuple):
@@ -56,14 +56,17 @@ def cache_dtype(kept: str, computed: str = "float32") -> str:
     return "float16" if kept in QUANTIZED else "float32"
 
 
-def whole_row_page(max_len: int) -> int:
+def whole_row_page(
+    max_len: int, dtype: str = "float32", layout: Layout = BY_HEAD
+) -> int:
     """Size of a page that holds a whole row: `max_len` up to a multiple of a block.
 
-    Where the same position of all dimensions of a key would lie in the same few lines
-    of a processor's caches, it is a block more.
+    It is a block more where the dimensions of a key lie apart and would clash.
     """
-    num_blocks = -(-max_len // BLOCK)
-    return (num_blocks + (num_blocks % CLASHING == 0)) * BLOCK
+    size = -(-max_len // BLOCK) * BLOCK
+    row_bytes = size * jnp.dtype(dtype).itemsize
+    clashes = layout.keys[-1] == "page_size" and row_bytes % CLASHING_BYTES == 0
+    return size + BLOCK if clashes else size
 
 
 def init_cache(

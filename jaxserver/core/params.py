@@ -12,8 +12,7 @@ from jaxtyping import Array, Int, Shaped
 
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.ops.fp8 import FP8, QUANTIZED, Fp8Weight
-from jaxserver.core.ops.linear import Factor as Multiplied
-from jaxserver.core.ops.linear import Weight
+from jaxserver.core.ops.linear import Multiplied, Weight
 from jaxserver.core.ops.mlp import MlpParams
 from jaxserver.core.ops.one_of import OneOf
 from jaxserver.core.ops.quantize import Int8Weight

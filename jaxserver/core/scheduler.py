@@ -227,7 +227,7 @@ def _longest_chunk(state: SchedulerState, engine: EngineConfig) -> int:
         known = state.chunk_seconds.items()
         return min((s * length / n for n, s in known if n <= length), default=0.0)
 
-    fitting = [n for n in lengths if seconds(n) <= engine.chunk_seconds]
+    fitting = [n for n in lengths if seconds(n) <= engine.prefill_seconds]
     return max(fitting, default=lengths[0])
 
 

@@ -25,7 +25,7 @@ from jaxserver.core.ops.attention import Attention, attention
 from jaxserver.core.ops.attention_blocks import BLOCK
 from jaxserver.core.ops.likeliest import refine_likeliest
 from jaxserver.core.ops.linear import (
-    Factor,
+    Multiplied,
     Products,
     Weight,
     linear_on,
@@ -76,11 +76,11 @@ def transformer_fns(
         cache_dtype: What keys and values are kept in.
         compute: On what, and in which numbers, it is computed.
     """
-    page_size = page_size or whole_row_page(max_len)
-    chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
-    chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     form = attention(compute, config.head_dim, mesh)
     table, layout = rope_table(config, max_len), form.layout
+    page_size = page_size or whole_row_page(max_len, cache_dtype, layout)
+    chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
+    chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     products = Products(mesh, compute.kernel("int8_product"))
     build = Build(config, table, products, compute.dtype, form)
     run = functools.partial(extend, build)
@@ -171,7 +171,7 @@ def _run_in_turn(
 
 def _layer(
     build: Build,
-    params: LayerParams[Array, Factor],
+    params: LayerParams[Array, Multiplied],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens embed"], LayerCache]:
@@ -195,7 +195,7 @@ def _added(
 
 def _attention(
     build: Build,
-    params: LayerParams[Array, Factor],
+    params: LayerParams[Array, Multiplied],
     state: tuple[Float[Array, "tokens embed"], LayerCache],
     where: tuple[TokenBatch, Int[Array, "rows time"]],
 ) -> tuple[Float[Array, "tokens kv_heads groups head_dim"], LayerCache]:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors.numpy import save_file
 
 from jaxserver import sizing, wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
+from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.hearing import hear_requests
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
-from jaxserver.ports.model import TokenBatch
+from jaxserver.ports.model import Params, TokenBatch
 from jaxserver.ports.telemetry import Telemetry
 from jaxserver.ports.types import GenerationRequest, Message, SamplingParams
 from tests import engines
@@ -374,6 +376,46 @@ def test_what_is_wired_together_answers_its_prompts(
     assert ids == [token for chunk in again for token in chunk.token_ids]
     lines = [r for r in caplog.records if "completion_tokens" in r.getMessage()]
     assert len(lines) == 2
+
+
+def test_weights_that_come_late_take_the_place_of_zeros(
+    config: ServerConfig,
+    model: wiring.Model,
+    compiled: CompiledSteps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late: Future[Params] = Future()
+    warm_up, seen = Device.warm_up, []
+
+    def warm_up_first(device: Device) -> None:
+        seen.append([bool(np.asarray(x).any()) for x in jax.tree.leaves(device.params)])
+        warm_up(device)
+        late.set_result(model.params)
+
+    monkeypatch.setattr(Device, "warm_up", warm_up_first)
+    asked = GenerationRequest(
+        prompt="the quick", sampling=SamplingParams(greedy=True, max_new_tokens=8)
+    )
+    answers = []
+    for one in (model._replace(weights=late), model):
+        engine = wiring.start_engine(one, compiled, config, heard(config), known())
+        try:
+            answers.append([c.token_ids for c in engine.generate(asked)])
+        finally:
+            engine.close(5.0)
+        monkeypatch.setattr(Device, "warm_up", warm_up)
+    assert answers[0] == answers[1]
+    assert not any(seen[0])
+
+
+def test_weights_that_cannot_be_read_are_the_error_of_the_start(
+    config: ServerConfig, model: wiring.Model, compiled: CompiledSteps
+) -> None:
+    broken: Future[Params] = Future()
+    broken.set_exception(BrokenCheckpoint("a", "b", expected="c", found="d"))
+    lost = model._replace(weights=broken)
+    with pytest.raises(BrokenCheckpoint, match="expected c, found d"):
+        wiring.start_engine(lost, compiled, config, heard(config), known())
 
 
 @pytest.mark.parametrize("logging_", [True, False])

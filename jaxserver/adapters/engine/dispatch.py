@@ -164,8 +164,7 @@ class Device:
             return outcome
         (chunk,), begin = order.inputs, self._compiled.get("begin", 0)
         state, (*found, scores) = run(self.params, self._state, chunk)
-        given = (chunk.beginning, steps.Prefilled(*found))
-        self._state, outcome = begin(state, *given)
+        self._state, outcome = begin(state, chunk.beginning, steps.Prefilled(*found))
         return outcome._replace(scores=scores)
 
     def take(self, pages: Sequence[int], length: int) -> KeptPages:
@@ -249,8 +248,8 @@ def _someone(engine: EngineConfig) -> TokenRequest:
 
 
 def _padded(array: HostArray, shape: tuple[int, ...]) -> HostArray:
-    missing = [(0, size - held) for held, size in zip(array.shape, shape, strict=True)]
-    return np.pad(array, missing)
+    sizes = zip(array.shape, shape, strict=True)
+    return np.pad(array, [(0, size - held) for held, size in sizes])
 
 
 def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption:

@@ -16,7 +16,7 @@ class WaitsFor:
 
     Attributes:
         paths: Those that are meant, each with everything below it, but for `/`.
-        mounted: Begins to mount them when it is called first; ends when they are there.
+        mounted: Ends when they are there; is the same whenever it is called.
     """
 
     app: ASGIApp

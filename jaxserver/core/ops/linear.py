@@ -23,7 +23,7 @@ from jaxserver.ports.model import Axes
 
 Weight: TypeAlias = Float[Array, "*out_and_in"] | Int8Weight[Array] | Fp8Weight[Array]
 """Of one product, `[*out *in]`."""
-Factor: TypeAlias = Weight | OneOf
+Multiplied: TypeAlias = Weight | OneOf
 """The same, or one of several."""
 
 
@@ -44,7 +44,7 @@ ON_ONE_DEVICE = Products()
 
 def linear(
     x: Float[Array, "tokens *in"],
-    weight: Factor,
+    weight: Multiplied,
     bias: Float[Array, "*out"] | None = None,
     kernel: str | None = None,
 ) -> Float[Array, "tokens *out"]:
@@ -110,7 +110,7 @@ def linear_on(
     products: Products,
     axes: Axes,
     x: Float[Array, "tokens *in"],
-    weight: Factor,
+    weight: Multiplied,
     bias: Float[Array, "*out"] | None = None,
 ) -> Float[Array, "tokens *out"]:
     """`linear` as one product on every mesh, whatever lies before and behind it.

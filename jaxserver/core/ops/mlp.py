@@ -6,30 +6,30 @@ from typing import Generic, TypeVar
 import jax
 from jaxtyping import Array, Float
 
-from jaxserver.core.ops.linear import ON_ONE_DEVICE, Factor, Products, linear_on
+from jaxserver.core.ops.linear import ON_ONE_DEVICE, Multiplied, Products, linear_on
 from jaxserver.ports.model import Axes
 
 Leaf = TypeVar("Leaf")
-Kept = TypeVar("Kept")
+Factor = TypeVar("Factor")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MlpParams(Generic[Leaf, Kept]):
+class MlpParams(Generic[Leaf, Factor]):
     """Weights `[2 mlp embed]` and `[embed mlp]`; gate and up lie together.
 
     Biases are None where the model has none.
     """
 
-    gate_up: Kept
-    down: Kept
+    gate_up: Factor
+    down: Factor
     gate_up_bias: Leaf | None
     down_bias: Leaf | None
 
 
 def gated_mlp(
     x: Float[Array, "tokens embed"],
-    params: MlpParams[Array, Factor],
+    params: MlpParams[Array, Multiplied],
     products: Products = ON_ONE_DEVICE,
 ) -> Float[Array, "tokens embed"]:
     """`down(silu(gate(x)) * up(x))`, in float32."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks import startup
@@ -27,6 +28,9 @@ def test_starts_with_an_empty_and_with_a_full_cache_are_told_apart(
 
     monkeypatch.setattr(startup, "started", start)
     monkeypatch.setattr(startup, "fetch", lambda model: model)
+    planned = {"memory": {"weights": 2**20, "cache": 2**21}}
+    answer = httpx.Response(200, json=planned)
+    monkeypatch.setattr(httpx, "get", lambda url: answer)
     written = tmp_path / "starts.json"
     startup.main(["--slots", "3", "--json", str(written), "--", "--quantize", "int8"])
     told = capsys.readouterr().out
@@ -35,4 +39,6 @@ def test_starts_with_an_empty_and_with_a_full_cache_are_told_apart(
     assert heard == [["--slots", "3", "--quantize", "int8"]] * 6
     found = json.loads(written.read_text())
     assert found["ready_seconds"] == {"empty": [10.0, 12.0, 14.0], "full": [2.0] * 3}
-    assert all(mib > 1 for mib in found["resident_mib"])
+    for held in found["resident_mib"]:
+        assert (held["weights"], held["cache"]) == (1, 2)
+        assert held.pop("in all") == pytest.approx(sum(held.values()))

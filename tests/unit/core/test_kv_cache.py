@@ -22,13 +22,25 @@ pytestmark = pytest.mark.usefixtures("strict_jax")
 
 
 @pytest.mark.parametrize(
-    ("max_len", "size"), [(1, 128), (128, 128), (200, 256), (1920, 1920), (1921, 2176)]
+    ("max_len", "dtype", "size"),
+    [
+        (1, "float32", 128),
+        (128, "float32", 128),
+        (200, "float32", 256),
+        (1920, "float32", 1920),
+        (1921, "float32", 2176),
+        (1921, "float16", 2176),
+        (1024, "float16", 1024),
+        (1024, "float32", 1152),
+    ],
 )
 def test_a_whole_row_is_a_multiple_of_a_block_and_not_of_four_kib(
-    max_len: int, size: int
+    max_len: int, dtype: str, size: int
 ) -> None:
-    assert whole_row_page(max_len) == size
-    assert transformer_fns(TINY_LLAMA, max_len).page_size == size
+    assert whole_row_page(max_len, dtype) == size
+    fns = transformer_fns(TINY_LLAMA, max_len, cache_dtype=dtype)
+    assert fns.page_size == size
+    assert whole_row_page(max_len, dtype, BY_TOKEN) - max_len in range(128)
 
 
 def test_a_new_cache_is_zeros() -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,9 +13,15 @@ from safetensors.numpy import load_file
 
 from jaxserver.adapters.checkpoints.safetensors import open_safetensors
 from jaxserver.core.config import ModelConfig
-from jaxserver.core.loading import check_shapes, halves_apart, load_params, read_config
+from jaxserver.core.loading import (
+    check_shapes,
+    halves_apart,
+    load_params,
+    read_config,
+    shapes_of,
+)
 from jaxserver.core.ops.fp8 import QUANTIZED
-from jaxserver.core.params import init_params
+from jaxserver.core.params import init_params, kept_as, param_specs
 from jaxserver.core.partition_rules import Rules
 from jaxserver.core.sharding import make_mesh
 from jaxserver.ports.errors import BrokenCheckpoint
@@ -181,6 +188,23 @@ def test_shapes_are_compared_before_anything_is_read() -> None:
     endless = dataclasses.replace(TINY_LLAMA, num_layers=2**31 - 1)
     with pytest.raises(BrokenCheckpoint, match="tensors of 2147483647 layers"):
         check_shapes(endless, unread)
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", *QUANTIZED])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2)])
+def test_what_is_said_of_weights_before_is_what_is_then_placed(
+    kept: str, shape: tuple[int, int, int]
+) -> None:
+    tensors = saved(TINY_LLAMA, init_params(TINY_LLAMA, seed=0))
+    loaded = load(TINY_LLAMA, checkpoint_of(tensors), ("float32", kept), shape)
+    mesh = make_mesh(shape, AXES, jax.devices()[: math.prod(shape)])
+    said = shapes_of(kept_as(param_specs(TINY_LLAMA), kept), mesh, kept)
+
+    def compare(leaf: Any, one: jax.ShapeDtypeStruct) -> None:
+        assert (leaf.shape, leaf.dtype) == (one.shape, one.dtype)
+        assert leaf.sharding == one.sharding
+
+    jax.tree.map(compare, loaded, said)
 
 
 @pytest.mark.parametrize("kept", QUANTIZED)

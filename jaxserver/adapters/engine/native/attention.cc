@@ -37,18 +37,22 @@ inline Vector load(const Half* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+// Keys lie a page's length apart, where no processor expects them.
+inline void fetch(const Half* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
+}
+
 // The keys and values of a block: those of a dimension or position lie so far apart.
 template <typename Number>
 struct Block {
   const Number *keys, *values;
   int64_t key_stride, value_stride, count;
 
-  // What will be read soon, where it lies as no processor expects it.
-  void fetch(int64_t d) const {
+  // What will be read soon, unless that has been done.
+  void fetch_after(int64_t d) const {
     if constexpr (std::is_same_v<Number, Half>) {
-      const Half* key = keys + (d + kAhead) * key_stride;
-      for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(key + i);
-      for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(values + d * count + i);
+      fetch(keys + (d + kAhead) * key_stride, count);
+      fetch(values + d * count, count);
     }
   }
 };
@@ -135,11 +139,6 @@ struct Attention {
     }
   }
 
-  // Keys lie a page's length apart, where no processor expects them.
-  static void fetch(const Half* from, int64_t count) {
-    for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
-  }
-
   static void widen(const Half* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes)
@@ -159,7 +158,7 @@ struct Attention {
       constexpr int kVectors = kHalf / kLanes;
       Vector sums[Queries][kVectors] = {};
       for (int64_t d = 0; d < head_dim; ++d) {
-        if (half == 0) block.fetch(d);
+        if (half == 0) block.fetch_after(d);
         const Number* key = block.keys + d * block.key_stride + half;
 #pragma GCC unroll 4
         for (int q = 0; q < Queries; ++q) {

@@ -1,3 +1,6 @@
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ from jaxserver.adapters.engine.dispatch import (
     Device,
     Dispatch,
     prefill_chunk,
+    read,
     row_arrays,
 )
 from jaxserver.adapters.engine.orders import NoOrders, Order
@@ -63,6 +67,36 @@ def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
     assert np.asarray(chunk.is_last).tolist() == [True, False, False, False]
     assert np.asarray(chunk.tokens)[0, :8].tolist() == list(range(33, 41))
     assert np.asarray(chunk.tokens)[1].tolist() == list(range(2, 34))
+
+
+@pytest.mark.parametrize(("wants", "is_there"), [((), False), ((1,), True)])
+def test_log_probabilities_are_fetched_where_somebody_asked(
+    wants: tuple[int, ...], is_there: bool
+) -> None:
+    class Unread:
+        def __array__(self, *_: object) -> None:
+            raise AssertionError("it is read")
+
+    requests = {
+        i: dataclasses.replace(
+            token_request(i, (1, 2)),
+            sampling=SamplingParams(logprobs=1 if i in wants else None),
+        )
+        for i in range(2)
+    }
+    device = Recorded(engines.WIDE)
+    plan = PrefillPlan(
+        tuple(chunk_of(requests[i], slot=i, span=(0, 2)) for i in range(2)), 32
+    )
+    dispatch = device.prefill(plan, requests, 0.0)
+    if not wants:
+        unread: Any = Unread()
+        outcome = dispatch.outcome._replace(logprobs=unread, top_ids=unread)
+        dispatch = dataclasses.replace(dispatch, outcome=outcome)
+    events = {event.request_id: event for event in read(dispatch, requests).events}
+    assert [len(events[i].token_ids) for i in range(2)] == [1, 1]
+    assert (events[1].logprobs is not None) == is_there
+    assert events[0].logprobs is None
 
 
 def test_a_row_carries_what_the_request_wants() -> None:
