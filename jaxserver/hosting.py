@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.adapters.engine.going_on import resume

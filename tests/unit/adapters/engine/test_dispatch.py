@@ -84,7 +84,7 @@ def test_log_probabilities_are_fetched_where_somebody_asked(
         )
         for i in range(2)
     }
-    device = Recorded(engines.WIDE)
+    device = Recorded(engines.NARROW)
     plan = PrefillPlan(
         tuple(chunk_of(requests[i], slot=i, span=(0, 2)) for i in range(2)), 32
     )
