@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.e2e.test_serve import free_port
-from tests.unit.test_wiring import write_model
+from tests.unit.tiny_folder import write_model
 from tests.waiting import eventually
 
 SIZES = {

@@ -17,7 +17,7 @@ import pytest
 
 from jaxserver import JAXServer
 from tests.e2e.test_serve import free_port
-from tests.unit.test_wiring import write_model
+from tests.unit.tiny_folder import write_model
 from tests.waiting import eventually
 
 SETTINGS: dict[str, Any] = {"slots": 4, "max_length": 128, "max_stream_tokens": 4}

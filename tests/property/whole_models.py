@@ -15,7 +15,7 @@ from transformers import GPT2TokenizerFast
 from tests.contract import tiny_tokenizers as tiny
 from tests.property.spoiling import Content, Files, Said
 from tests.unit.adapters.checkpoints.files import write_folder
-from tests.unit.test_wiring import SETTINGS, write_model
+from tests.unit.tiny_folder import SETTINGS, write_model
 
 _GGUF_NAMES = {
     "model.embed_tokens": "token_embd",

@@ -13,7 +13,7 @@ from jaxserver.ports.model import PartitionRules
 from tests.contract.tiny_tokenizers import single_digits
 from tests.flax_answers import tokenizer
 from tests.sharding.models import unmade
-from tests.unit.test_wiring import nobody, write_model
+from tests.unit.tiny_folder import nobody, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:.*one_hot")
 Shape = tuple[int, int, int]

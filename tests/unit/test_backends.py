@@ -22,7 +22,8 @@ from tests.flax_answers import tokenizer as flax_tokenizer
 from tests.flax_folders import flat, random_flax, save
 from tests.tiny_flax import TinyFlax
 from tests.unit.adapters.checkpoints.files import write_gguf
-from tests.unit.test_wiring import VOCAB, next_logits, nobody, write_model
+from tests.unit.test_wiring import next_logits
+from tests.unit.tiny_folder import VOCAB, nobody, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
 CONFIG = ServerConfig(slots=2, max_length=48, mesh_axes_shape=(1, 1, 1), dtype="fp32")

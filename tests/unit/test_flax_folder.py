@@ -24,7 +24,7 @@ from tests.contract import tiny_tokenizers
 from tests.fakes import known
 from tests.flax_folders import flat, random_flax, save
 from tests.tiny_flax import TinyFlax
-from tests.unit.test_wiring import nobody
+from tests.unit.tiny_folder import nobody
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated", "ignore:.*model-agnostic default"

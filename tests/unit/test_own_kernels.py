@@ -14,7 +14,7 @@ from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import InvalidConfig
 from jaxserver.ports.model import TokenBatch
 from tests.tiny import TinyModel, tiny_model
-from tests.unit.test_wiring import nobody, write_model
+from tests.unit.tiny_folder import nobody, write_model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from jaxserver import __main__ as command
 from jaxserver.adapters.cli.app import build
 from jaxserver.adapters.cli.program import Program
 from jaxserver.server import JAXServer
-from tests.unit.test_wiring import TEMPLATE, write_model
+from tests.unit.tiny_folder import TEMPLATE, write_model
 
 PROGRAM = build(
     Program(
