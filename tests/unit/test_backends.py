@@ -65,8 +65,8 @@ def test_a_tied_llama_of_flax_with_another_head_is_broken(tmp_path: Path) -> Non
 def test_either_backend_may_be_forced_and_gives_the_same_logits(tmp_path: Path) -> None:
     tiny = random_flax("llama", num_hidden_layers=1)
     models = [
-        wiring.load_model(write(tiny, tmp_path, backend=backend), nobody)
-        for backend in ("native", "flax")
+        wiring.load_model(write(tiny, made(tmp_path / name), backend=name), nobody)
+        for name in ("native", "flax")
     ]
     assert isinstance(models[0].params, TransformerParams)
     assert isinstance(models[1].params, dict)
