@@ -110,7 +110,7 @@ class EngineConfig:
     chunk: int | None = None
     encoder_lengths: tuple[int, ...] = ()
     block_seconds: float = 0.1
-    prefill_seconds: float = 0.15
+    prefill_seconds: float = 0.2
     row_parts: int = 1
     tokens_per_page: int | None = None
     pages: int | None = None

@@ -79,7 +79,8 @@ class SchedulerState:
         waiting: In order of arrival.
         running: In order of admission.
         step_seconds: How long a decode step took lately; 0 before the first.
-        chunk_seconds: How long a prefill of each padded length took lately.
+        chunk_seconds: How long a prefill of each padded length took lately, apart for
+            what came before it in its row, in longest chunks.
         decoded_last: The last dispatch was a decode block.
         num_hits: Admissions that found a part of their prompt.
         num_preempted: Requests that had to give up their pages.
@@ -89,7 +90,9 @@ class SchedulerState:
     waiting: tuple[QueuedRequest, ...] = ()
     running: tuple[RunningRequest, ...] = ()
     step_seconds: float = 0.0
-    chunk_seconds: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    chunk_seconds: Mapping[int, Mapping[int, float]] = dataclasses.field(
+        default_factory=dict
+    )
     decoded_last: bool = True
     num_hits: int = 0
     num_preempted: int = 0
@@ -142,6 +145,11 @@ class PrefillPlan(NamedTuple):
 
     chunks: tuple[Chunk, ...]
     time: int
+
+    @property
+    def start(self) -> int:
+        """After how many tokens of its row the last of them begins."""
+        return max((chunk.start for chunk in self.chunks), default=0)
 
     @property
     def is_scored(self) -> bool:

@@ -72,9 +72,7 @@ def absorb(
     state = _forget(state, outcome.unsound & outcome.finished)
     state = release(state, engine, outcome.finished)
     if isinstance(plan, PrefillPlan) and not plan.is_scored:
-        mean = _moving_mean(state.chunk_seconds.get(plan.time, 0.0), outcome.seconds)
-        known = {**state.chunk_seconds, plan.time: mean}
-        return dataclasses.replace(state, chunk_seconds=known)
+        return _timed(state, engine, plan, outcome.seconds)
     if not outcome.steps:
         return state
     mean = _moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
@@ -157,8 +155,8 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
     unfinished = [r for r in state.running if not r.is_decoding]
     if not unfinished:
         return None
-    longest = _longest_chunk(state, engine)
     together = unfinished[: engine.prefill_rows]
+    longest = _longest_chunk(state, engine, max(r.prefilled for r in together))
     if any(running.request.scored for running in together):
         time = engine.score_length or longest
         return PrefillPlan(tuple(_chunk(r, time) for r in together), time)
@@ -215,20 +213,34 @@ def _chunk(running: RunningRequest, longest: int) -> Chunk:
     )
 
 
-def _longest_chunk(state: SchedulerState, engine: EngineConfig) -> int:
+def _longest_chunk(state: SchedulerState, engine: EngineConfig, start: int) -> int:
     """As long as may be, but for answers that would stand still meanwhile."""
     lengths = engine.prefill_lengths
     streams = any(r.is_decoding and r.request.streaming for r in state.running)
     if engine.chunk is not None or not streams:
         return lengths[-1]
+    place = start // lengths[-1]
+    nearest = max((p for p in state.chunk_seconds if p <= place), default=place)
+    known = state.chunk_seconds.get(nearest, {})
 
     def seconds(length: int) -> float:
         """A chunk takes no longer than shorter ones in its place."""
-        known = state.chunk_seconds.items()
-        return min((s * length / n for n, s in known if n <= length), default=0.0)
+        times = (s * length / n for n, s in known.items() if n <= length)
+        return min(times, default=0.0)
 
     fitting = [n for n in lengths if seconds(n) <= engine.prefill_seconds]
     return max(fitting, default=lengths[0])
+
+
+def _timed(
+    state: SchedulerState, engine: EngineConfig, plan: PrefillPlan, seconds: float
+) -> SchedulerState:
+    """Remembers how long a chunk took after so many tokens as it came after."""
+    place = plan.start // engine.prefill_lengths[-1]
+    known = state.chunk_seconds.get(place, {})
+    mean = _moving_mean(known.get(plan.time, 0.0), seconds)
+    times = {**state.chunk_seconds, place: {**known, plan.time: mean}}
+    return dataclasses.replace(state, chunk_seconds=times)
 
 
 def _plan_decode(

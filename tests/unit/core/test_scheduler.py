@@ -227,24 +227,31 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
     state = scheduler.absorb(
         state, ENGINE, prefill, outcome_of(prefill, steps=0, seconds=6.4)
     )
-    assert (state.step_seconds, state.chunk_seconds) == (0.5, {128: 6.4})
+    assert (state.step_seconds, state.chunk_seconds) == (0.5, {0: {128: 6.4}})
     short = PrefillPlan((), 16)
     state = scheduler.absorb(
         state, ENGINE, short, outcome_of(short, steps=0, seconds=0.2)
     )
-    assert state.chunk_seconds == {128: 6.4, 16: 0.2}
+    assert state.chunk_seconds == {0: {128: 6.4, 16: 0.2}}
+    later = PrefillPlan(
+        (chunk_of(0, 0, (300, 428), 900), chunk_of(1, 1, (80, 208), 900)), 128
+    )
+    for seconds, mean in [(8.0, 8.0), (4.0, 6.0)]:
+        outcome = outcome_of(later, steps=0, seconds=seconds)
+        state = scheduler.absorb(state, ENGINE, later, outcome)
+        assert state.chunk_seconds == {0: {128: 6.4, 16: 0.2}, 2: {128: mean}}
 
 
 @pytest.mark.parametrize(
     ("chunk_seconds", "length"),
     [
         ({}, 128),
-        ({128: 0.15}, 128),
-        ({128: 0.2}, 32),
-        ({128: 0.2, 32: 0.16}, 16),
+        ({128: 0.2}, 128),
+        ({128: 0.25}, 32),
+        ({128: 0.25, 32: 0.21}, 16),
         ({16: 0.3}, 16),
-        ({16: 0.03, 32: 0.06}, 32),
-        ({16: 0.03, 32: 0.06, 128: 0.15}, 128),
+        ({16: 0.04, 32: 0.08}, 32),
+        ({16: 0.04, 32: 0.08, 128: 0.2}, 128),
         ({32: 0.02, 128: 0.3}, 128),
     ],
 )
@@ -252,6 +259,28 @@ def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
     chunk_seconds: dict[int, float], length: int
 ) -> None:
     state = after(state_of(5, 700, streaming=True), 2)
+    state = dataclasses.replace(state, chunk_seconds={0: chunk_seconds})
+    plan = next_plan(state)
+    assert isinstance(plan, PrefillPlan)
+    assert plan.time == length
+
+
+@pytest.mark.parametrize(
+    ("chunk_seconds", "length"),
+    [
+        ({0: {128: 0.1}}, 128),
+        ({0: {128: 0.1}, 2: {128: 0.3}}, 32),
+        ({0: {128: 0.3}, 2: {32: 0.04}}, 128),
+        ({0: {128: 0.1}, 4: {128: 0.3}}, 128),
+    ],
+)
+def test_what_a_chunk_takes_is_told_from_where_one_has_run_last(
+    chunk_seconds: dict[int, dict[int, float]], length: int
+) -> None:
+    """Of a prompt whose first 384 tokens have run, three longest chunks."""
+    state = after(state_of(5, 700, streaming=True), 8)
+    (unfinished,) = (r for r in state.running if not r.is_decoding)
+    assert unfinished.prefilled == 384
     state = dataclasses.replace(state, chunk_seconds=chunk_seconds)
     plan = next_plan(state)
     assert isinstance(plan, PrefillPlan)
