@@ -260,10 +260,16 @@ def _plan_decode(
 
 
 def _block(state: SchedulerState, engine: EngineConfig) -> int:
-    """How many tokens to decode: few where somebody waits or reads along."""
+    """How many tokens to decode: few where somebody waits or reads along.
+
+    Whoever reads along and had to wait for a prompt gets the next one at once.
+    """
     decoding = [r for r in state.running if r.is_decoding]
-    if not state.waiting and not any(r.request.streaming for r in decoding):
+    streams = any(r.request.streaming for r in decoding)
+    if not state.waiting and not streams:
         return engine.max_stream_tokens
+    if streams and len(decoding) > 1 and not state.decoded_last:
+        return 1
     step_seconds = state.step_seconds or engine.block_seconds
     fitting = math.floor(engine.block_seconds / step_seconds)
     return max(1, min(engine.max_stream_tokens, fitting))

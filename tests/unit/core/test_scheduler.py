@@ -198,6 +198,22 @@ def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
     assert decode_plan(between).num_tokens == 1
 
 
+@pytest.mark.parametrize(
+    ("prompts", "streaming", "num_tokens"),
+    [((5, 5), True, [1, 20]), ((5, 5), False, [32, 32]), ((5,), True, [20, 20])],
+)
+def test_who_stood_still_for_a_prompt_gets_a_token_before_a_block(
+    prompts: tuple[int, ...], streaming: bool, num_tokens: list[int]
+) -> None:
+    state = after(state_of(*prompts, streaming=streaming), 2 * len(prompts) - 1)
+    state = dataclasses.replace(state, step_seconds=0.005)
+    for count in num_tokens:
+        plan, state = scheduler.plan(state, ENGINE, 0.0)
+        assert isinstance(plan, DecodePlan)
+        assert len(plan.requests) == len(prompts)
+        assert plan.num_tokens == count
+
+
 def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
     engine = dataclasses.replace(ENGINE, tokens_per_page=128, pages=8)
     state = state_of(600, 1000, engine=engine)
