@@ -81,7 +81,8 @@ class SchedulerState:
         step_seconds: How long a decode step took lately; 0 before the first.
         chunk_seconds: How long a prefill of each padded length took lately, apart for
             what came before it in its row, in longest chunks.
-        decoded_last: The last dispatch was a decode block.
+        held_seconds: How long the prefills since the last decode block are told to
+            take; 0 after one.
         num_hits: Admissions that found a part of their prompt.
         num_preempted: Requests that had to give up their pages.
     """
@@ -93,7 +94,7 @@ class SchedulerState:
     chunk_seconds: Mapping[int, Mapping[int, float]] = dataclasses.field(
         default_factory=dict
     )
-    decoded_last: bool = True
+    held_seconds: float = 0.0
     num_hits: int = 0
     num_preempted: int = 0
 

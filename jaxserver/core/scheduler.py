@@ -134,19 +134,22 @@ def plan(
 
     Prefill and decode take turns while both have work, so that neither a long prompt
     stops running answers nor the answers keep a prompt waiting. Then only one token is
-    decoded at a time: the more answers run, the less a token costs.
+    decoded at a time: the more answers run, the less a token costs. Several prefills go
+    first where together they are told to take no longer than one may.
     """
     can_decode = any(r.is_decoding for r in state.running)
     # What a seat was promised is there as long as nothing runs before its prefill.
     seated = admit(state, engine, now)
     has_prompt = not all(r.is_decoding for r in seated.running)
-    if state.decoded_last or not can_decode:
-        state = seated
-        prefill = _plan_prefill(state, engine)
-        if prefill is not None:
-            return prefill, _dispatched(state, prefill)
+    prefill = _plan_prefill(seated, engine)
+    if prefill is not None:
+        held = state.held_seconds + _told_seconds(state, engine, prefill)
+        if not (can_decode and state.held_seconds) or held <= engine.prefill_seconds:
+            seated = dataclasses.replace(seated, held_seconds=held)
+            return prefill, _dispatched(seated, prefill)
     decode, state = _plan_decode(state, engine, has_prompt=has_prompt)
     if decode is not None:
+        state = dataclasses.replace(state, held_seconds=0.0)
         return decode, _dispatched(state, decode)
     return None, state
 
@@ -219,17 +222,30 @@ def _longest_chunk(state: SchedulerState, engine: EngineConfig, start: int) -> i
     streams = any(r.is_decoding and r.request.streaming for r in state.running)
     if engine.chunk is not None or not streams:
         return lengths[-1]
-    place = start // lengths[-1]
+    fitting = [
+        length
+        for length in lengths
+        if _chunk_seconds(state, engine, start, length) <= engine.prefill_seconds
+    ]
+    return max(fitting, default=lengths[0])
+
+
+def _told_seconds(
+    state: SchedulerState, engine: EngineConfig, plan: PrefillPlan
+) -> float:
+    """As long as one may take where nothing is known of it."""
+    seconds = _chunk_seconds(state, engine, plan.start, plan.time)
+    return engine.prefill_seconds if plan.is_scored or not seconds else seconds
+
+
+def _chunk_seconds(
+    state: SchedulerState, engine: EngineConfig, start: int, length: int
+) -> float:
+    """No longer than shorter ones in its place took; 0 where nothing has run."""
+    place = start // engine.prefill_lengths[-1]
     nearest = max((p for p in state.chunk_seconds if p <= place), default=place)
     known = state.chunk_seconds.get(nearest, {})
-
-    def seconds(length: int) -> float:
-        """A chunk takes no longer than shorter ones in its place."""
-        times = (s * length / n for n, s in known.items() if n <= length)
-        return min(times, default=0.0)
-
-    fitting = [n for n in lengths if seconds(n) <= engine.prefill_seconds]
-    return max(fitting, default=lengths[0])
+    return min((s * length / n for n, s in known.items() if n <= length), default=0.0)
 
 
 def _timed(
@@ -268,7 +284,7 @@ def _block(state: SchedulerState, engine: EngineConfig) -> int:
     streams = any(r.request.streaming for r in decoding)
     if not state.waiting and not streams:
         return engine.max_stream_tokens
-    if streams and len(decoding) > 1 and not state.decoded_last:
+    if streams and len(decoding) > 1 and state.held_seconds:
         return 1
     step_seconds = state.step_seconds or engine.block_seconds
     fitting = math.floor(engine.block_seconds / step_seconds)
@@ -295,9 +311,7 @@ def _dispatched(state: SchedulerState, plan: Plan) -> SchedulerState:
                 running, request=more, prefilled=end, is_begun=True
             )
         counted.append(running)
-    return dataclasses.replace(
-        state, running=tuple(counted), decoded_last=isinstance(plan, DecodePlan)
-    )
+    return dataclasses.replace(state, running=tuple(counted))
 
 
 def _read(state: SchedulerState, plan: Plan, outcome: Outcome) -> SchedulerState:

@@ -35,6 +35,7 @@ class Requests(RuleBasedStateMachine):
         self.cancelled: set[int] = set()
         self.count = 0
         self.last_plan: Plan | None = None
+        self.held_seconds = 0.0
 
     @rule(
         prompt=st.sampled_from([1, 32, 33, 256, 257, 700]),
@@ -75,13 +76,25 @@ class Requests(RuleBasedStateMachine):
         if plan is None:
             assert not self.left
             return
-        if had_both and self.last_plan is not None:
-            assert type(plan) is not type(self.last_plan)
-        self.last_plan = plan if had_both else None
+        self.check_turn(plan if had_both else None)
         if isinstance(plan, PrefillPlan):
             self.prefill(plan)
         else:
             self.decode(plan)
+
+    def check_turn(self, plan: Plan | None) -> None:
+        """Blocks never follow each other, and prefills no longer than they may.
+
+        Args:
+            plan: None where there was but one kind of work.
+        """
+        if isinstance(plan, PrefillPlan):
+            self.held_seconds += STEP_SECONDS
+            assert self.held_seconds <= ENGINE.prefill_seconds + 1e-9
+        else:
+            assert plan is None or not isinstance(self.last_plan, DecodePlan)
+            self.held_seconds = 0.0
+        self.last_plan = plan
 
     def has_both_kinds_of_work(self) -> bool:
         kinds = {r.is_decoding for r in self.state.running}

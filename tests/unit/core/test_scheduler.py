@@ -163,7 +163,7 @@ def test_a_freed_slot_goes_to_who_waits_first() -> None:
     state = after(state_of(*[5] * 7), 9)
     assert len(state.running) == 5
     state = scheduler.release(state, ENGINE, [2, 5])
-    state = dataclasses.replace(state, decoded_last=True)
+    state = dataclasses.replace(state, held_seconds=0.0)
     _, state = scheduler.plan(state, ENGINE, 0.0)
     assert {r.request.request_id: r.slot for r in state.running}[6] == 2
     assert not state.waiting
@@ -193,7 +193,7 @@ def test_a_hurried_block_takes_no_longer_than_it_may(
 
 def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
     between = dataclasses.replace(
-        after(state_of(5, 300), 2), decoded_last=False, step_seconds=0.001
+        after(state_of(5, 300), 2), held_seconds=0.1, step_seconds=0.001
     )
     assert decode_plan(between).num_tokens == 1
 
@@ -227,7 +227,7 @@ def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
 
 
 def test_a_block_is_hurried_while_somebody_waits() -> None:
-    full = dataclasses.replace(after(state_of(*[5] * 6), 10), decoded_last=False)
+    full = dataclasses.replace(after(state_of(*[5] * 6), 10), held_seconds=0.1)
     assert full.waiting
     assert decode_plan(full).num_tokens == 1
 
@@ -301,6 +301,27 @@ def test_what_a_chunk_takes_is_told_from_where_one_has_run_last(
     plan = next_plan(state)
     assert isinstance(plan, PrefillPlan)
     assert plan.time == length
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunks"), [(0.05, 4), (0.07, 2), (0.1, 2), (0.11, 1), (0.3, 1)]
+)
+def test_short_prompts_run_one_after_the_other_as_long_as_one_chunk_may_take(
+    seconds: float, chunks: int
+) -> None:
+    """Each is told to take as long; one answer is running."""
+    state = after(state_of(*[5] * 9, streaming=True), 2)
+    state = dataclasses.replace(state, chunk_seconds={0: {16: seconds}})
+    found = []
+    for _ in range(2):
+        plans = 0
+        while isinstance(next_plan(state), PrefillPlan):
+            _, state = scheduler.plan(state, ENGINE, 0.0)
+            plans += 1
+        found.append(plans)
+        assert decode_plan(state).num_tokens == 1
+        state = after(state, 1)
+    assert found == [chunks, min(chunks, 4 - chunks)]
 
 
 def test_finished_requests_free_their_slots() -> None:
