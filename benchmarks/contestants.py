@@ -28,8 +28,6 @@ PEERS = "benchmarks.peers"
 TIMEOUT_SECONDS = 900
 KEPT_SECONDS = 86_400
 """How long transformers' server keeps a model that nobody asks."""
-CONTEXT = 512
-"""Tokens that llama.cpp's server has room for in each slot."""
 
 
 class Missing(Exception):
@@ -60,6 +58,7 @@ class Setting:
         threads: How many threads each may use; ours takes all.
         serve: Further arguments of `jaxserver serve`.
         pythons: An interpreter that has the library, by the name it is asked for.
+        context: Tokens that llama.cpp's server has room for in each slot.
     """
 
     file: Path
@@ -68,6 +67,7 @@ class Setting:
     threads: int
     serve: Sequence[str]
     pythons: Mapping[str, str]
+    context: int = 512
 
     def python(self, name: str) -> str:
         """The interpreter of a library.
@@ -120,7 +120,7 @@ def llama_server(setting: Setting) -> Iterator[Measure]:
     command = [
         *(program, "--model", str(setting.file), "--threads", str(setting.threads)),
         *("--parallel", str(setting.slots)),
-        *("--ctx-size", str(CONTEXT * setting.slots)),
+        *("--ctx-size", str(setting.context * setting.slots)),
     ]
     with _served(command) as url:
         yield over_http(url)
