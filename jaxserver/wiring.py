@@ -318,6 +318,10 @@ def start_engine(
 ) -> TextEngine:
     """Lets the engine run, as soon as all that was begun is compiled."""
 
+    def check_weights() -> None:
+        if model.weights.done():
+            model.weights.result()
+
     def make_loop(on_events: OnEvents) -> EngineLoop:
         is_one = jax.process_count() == 1
         orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
@@ -325,7 +329,7 @@ def start_engine(
         held = model.params if is_read else zeros_like(model.shapes)
         device = Device(compiled, held, engine, orders)
         if config.pre_compile:
-            device.warm_up()
+            device.warm_up(check_weights)
         device.params = model.params
         compiled.finish()
         watchdog_seconds = config.watchdog_seconds

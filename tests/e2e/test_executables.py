@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxserver import JAXServer, SamplingParams
-from jaxserver.adapters.engine.dispatch import prefill_chunk
+from jaxserver.adapters.engine.host_arrays import prefill_chunk
 from jaxserver.adapters.engine.requests import TokenRequest
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.schedule import Chunk, PrefillPlan

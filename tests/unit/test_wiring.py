@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import pytest
 from jaxserver import sizing, wiring
 from jaxserver.adapters.engine.compiling import COMPILES, CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
+from jaxserver.adapters.engine.orders import Order
+from jaxserver.core.steps import Outcome
 from jaxserver.hearing import hear_requests
 from jaxserver.ports.config import DTYPES, ServerConfig
 from jaxserver.ports.errors import BrokenCheckpoint, ModelNotFound
@@ -331,9 +333,9 @@ def test_weights_that_come_late_take_the_place_of_zeros(
     late: Future[Params] = Future()
     warm_up, seen = Device.warm_up, []
 
-    def warm_up_first(device: Device) -> None:
+    def warm_up_first(device: Device, check: Callable[[], None]) -> None:
         seen.append([bool(np.asarray(x).any()) for x in jax.tree.leaves(device.params)])
-        warm_up(device)
+        warm_up(device, check)
         late.set_result(model.params)
 
     monkeypatch.setattr(Device, "warm_up", warm_up_first)
@@ -352,14 +354,30 @@ def test_weights_that_come_late_take_the_place_of_zeros(
     assert not any(seen[0])
 
 
-def test_weights_that_cannot_be_read_are_the_error_of_the_start(
-    config: ServerConfig, model: wiring.Model, compiled: CompiledSteps
+@pytest.mark.parametrize("num_run", [0, 1])
+def test_weights_that_cannot_be_read_end_the_start_before_the_next_step(
+    config: ServerConfig,
+    model: wiring.Model,
+    compiled: CompiledSteps,
+    monkeypatch: pytest.MonkeyPatch,
+    num_run: int,
 ) -> None:
-    broken: Future[Params] = Future()
-    broken.set_exception(BrokenCheckpoint("a", "b", expected="c", found="d"))
-    lost = model._replace(weights=broken)
+    weights: Future[Params] = Future()
+    error = BrokenCheckpoint("a", "b", expected="c", found="d")
+    run, ran = Device._run, []
+
+    def run_and_fail(device: Device, order: Order) -> Outcome:
+        ran.append(order.kind)
+        weights.set_exception(error)
+        return run(device, order)
+
+    monkeypatch.setattr(Device, "_run", run_and_fail)
+    if num_run == 0:
+        weights.set_exception(error)
+    lost = model._replace(weights=weights)
     with pytest.raises(BrokenCheckpoint, match="expected c, found d"):
         wiring.start_engine(lost, compiled, config, heard(config), known())
+    assert len(ran) == num_run
 
 
 @pytest.mark.parametrize("logging_", [True, False])

@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
+from jaxserver.adapters.engine.host_arrays import (
+    adoption,
+    decode_block,
+    prefill_chunk,
+)
 from jaxserver.adapters.engine.orders import Order, Orders
 from jaxserver.adapters.engine.requests import (
     HostArray,
@@ -20,16 +25,11 @@ from jaxserver.adapters.engine.requests import (
 )
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.decode import Block
-from jaxserver.core.decode_state import MAX_ALL_END_IDS, DecodeState, RowArrays
+from jaxserver.core.decode_state import DecodeState
 from jaxserver.core.executables import Kind
-from jaxserver.core.page_cache import PageCopy
-from jaxserver.core.processors import wishes_of
-from jaxserver.core.sampling_arrays import sampling_row
-from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan, Seated
+from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan
 from jaxserver.ports.errors import EngineFailed, JaxServerError
 from jaxserver.ports.model import Params
-from jaxserver.ports.processors import Processors
 from jaxserver.ports.types import FinishReason, SamplingParams
 
 _UNASKED: Any = dict.fromkeys(("logprobs", "top_ids", "top_logprobs"))
@@ -117,24 +117,29 @@ class Device:
         """Makes an empty state in place of one that a failed dispatch consumed."""
         self._give(Order("init", 0))
 
-    def warm_up(self) -> None:
+    def warm_up(self, check: Callable[[], object] = lambda: None) -> None:
         """Runs every step of the model once, and forgets what came of it.
 
         Its products are set up when an executable is first run, which takes about as
         long as ten runs (CPU). The first collective of a kind joins the devices of all
         processes, and would wait long for one that is lost.
+
+        Args:
+            check: Called before each; what it raises is the end.
         """
         engine, known = self._engine, self._compiled.steps
-        someone = {0: _someone(engine)}
-        chunk = Chunk(0, 0, 0, (0,), True, tuple(range(engine.pages_per_row)), None)
+        someone, pages = {0: _someone(engine)}, tuple(range(engine.pages_per_row))
+        chunk = Chunk(0, 0, 0, (0,), True, pages, None)
         plans = [PrefillPlan((chunk,), time) for time in known.prefill]
         scored = chunk._replace(targets=())
         plans += [PrefillPlan((scored,), time) for time in known.score]
-        for plan in plans:
-            self._order(self._prefill_order(plan, someone))
+        orders = [self._prefill_order(plan, someone) for plan in plans]
         for rows in known.decode:
-            block = decode_block(DecodePlan({0: 0}, rows, 1, {0: chunk.pages}), engine)
-            self._order(Order("decode", rows, (block,)))
+            block = decode_block(DecodePlan({0: 0}, rows, 1, {0: pages}), engine)
+            orders.append(Order("decode", rows, (block,)))
+        for order in orders:
+            check()
+            self._order(order)
         jax.block_until_ready(self._state)
         self._give(Order("init", 0))
 
@@ -250,92 +255,6 @@ def _someone(engine: EngineConfig) -> TokenRequest:
 def _padded(array: HostArray, shape: tuple[int, ...]) -> HostArray:
     sizes = zip(array.shape, shape, strict=True)
     return np.pad(array, [(0, size - held) for held, size in sizes])
-
-
-def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption:
-    """What a row finds when its request gets a slot, as host arrays."""
-    tokens = np.zeros(engine.max_len, np.int32)
-    tokens[: len(seat.held)] = seat.held
-    page = chunk.pages[0]
-    copy = seat.copy or PageCopy(page, page, 0)
-    arrays: dict[str, Any] = dict(
-        slot=np.int32(chunk.slot),
-        tokens=tokens,
-        source=np.int32(copy.source),
-        target=np.int32(copy.target),
-        length=np.int32(copy.length),
-    )
-    return steps.Adoption(**arrays)
-
-
-def decode_block(plan: DecodePlan, engine: EngineConfig) -> Block:
-    """The host arrays of a decode block."""
-    keep = np.zeros(engine.slots, np.bool_)
-    keep[list(plan.requests)] = True
-    pages = None
-    if not engine.has_whole_rows:
-        pages = np.zeros((engine.slots, engine.pages_per_row), np.int32)
-        for slot, held in plan.pages.items():
-            pages[slot, : len(held)] = held
-    arrays: dict[str, Any] = dict(
-        keep=keep, num_tokens=np.int32(plan.num_tokens), pages=pages
-    )
-    return Block(**arrays)
-
-
-def prefill_chunk(
-    plan: PrefillPlan,
-    requests: Mapping[int, TokenRequest],
-    engine: EngineConfig,
-    processors: Processors,
-) -> steps.PrefillChunk:
-    """The host arrays of a prefill, padded in rows and in time."""
-    count = engine.prefill_rows
-    slots = np.full(count, engine.slots, np.int32)
-    pages = np.zeros((count, engine.pages_per_row), np.int32)
-    tokens = np.zeros((count, plan.time), np.int32)
-    start, length = np.zeros((2, count), np.int32)
-    is_last = np.zeros(count, np.bool_)
-    targets = np.zeros_like(tokens) if plan.is_scored else None
-    for row, part in enumerate(plan.chunks):
-        tokens[row, : part.length] = part.tokens
-        pages[row, : len(part.pages)] = part.pages
-        slots[row], start[row] = part.slot, part.start
-        length[row], is_last[row] = part.length, part.is_last
-        if targets is not None and part.targets is not None:
-            targets[row, : len(part.targets)] = part.targets
-    asking = [requests[chunk.request_id] for chunk in plan.chunks]
-    rows = _stack([row_arrays(one, processors) for one in asking], count)
-    arrays: dict[str, Any] = dict(
-        slots=slots,
-        pages=pages,
-        tokens=tokens,
-        start=start,
-        length=length,
-        is_last=is_last,
-        targets=targets,
-    )
-    return steps.PrefillChunk(**arrays, rows=rows)
-
-
-def _stack(rows: list[RowArrays], count: int) -> RowArrays:
-    padded = rows + [rows[0]] * (count - len(rows))
-    stacked: RowArrays = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-    return stacked
-
-
-def row_arrays(request: TokenRequest, processors: Processors) -> RowArrays:
-    """What the device keeps of a request, as host arrays without a row axis."""
-    end_ids = np.full(MAX_ALL_END_IDS, -1, np.int32)
-    end_ids[: len(request.end_ids)] = sorted(request.end_ids)
-    arrays: dict[str, Any] = dict(
-        prompt_length=np.int32(request.held),
-        limit=np.int32(request.limit),
-        end_ids=end_ids,
-    )
-    sampling = sampling_row(request.sampling, request.seed, request.choice)
-    wishes = wishes_of(processors, request.sampling.logits_processors)
-    return RowArrays(**arrays, sampling=sampling, processors=wishes)
 
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:

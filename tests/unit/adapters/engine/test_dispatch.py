@@ -5,13 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserver.adapters.engine.dispatch import (
-    Device,
-    Dispatch,
-    prefill_chunk,
-    read,
-    row_arrays,
-)
+from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
+from jaxserver.adapters.engine.host_arrays import prefill_chunk, row_arrays
 from jaxserver.adapters.engine.orders import NoOrders, Order
 from jaxserver.adapters.engine.requests import TokenRequest
 from jaxserver.core.config import EngineConfig
