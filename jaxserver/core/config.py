@@ -88,8 +88,8 @@ class EngineConfig:
             step runs all slots.
         encoder_lengths: Padded lengths of an encoder's input, which is never cut up.
         block_seconds: Longest decode block while somebody waits or reads along.
-        prefill_seconds: Longest time of prefill chunks between two decode blocks where
-            somebody reads along: long ones take a quarter less a token.
+        prefill_seconds: Longest prefill chunk while somebody reads along, as far as
+            shorter ones are there; they take a quarter more a token.
         tokens_per_page: None where a page is a whole row, and row i is page i.
         pages: None for as many as all slots need for their longest sequences.
         is_fast: Nobody minds if bits depend on how a token was run.

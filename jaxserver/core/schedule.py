@@ -79,10 +79,10 @@ class SchedulerState:
         waiting: In order of arrival.
         running: In order of admission.
         step_seconds: How long a decode step took lately; 0 before the first.
-        chunk_seconds: How long a prefill of each padded length took lately, apart for
-            what came before it in its row, in longest chunks.
-        held_seconds: How long the prefills since the last decode block are told to
-            take; 0 after one.
+        chunk_seconds: How long a prefill of each padded length took lately, and of it
+            at each depth, in longest chunks.
+        stalled_seconds: How long running answers have to wait for the prefills since
+            the last decode block, by what is known of such; 0 after one.
         num_hits: Admissions that found a part of their prompt.
         num_preempted: Requests that had to give up their pages.
     """
@@ -94,7 +94,7 @@ class SchedulerState:
     chunk_seconds: Mapping[int, Mapping[int, float]] = dataclasses.field(
         default_factory=dict
     )
-    held_seconds: float = 0.0
+    stalled_seconds: float = 0.0
     num_hits: int = 0
     num_preempted: int = 0
 
@@ -148,9 +148,9 @@ class PrefillPlan(NamedTuple):
     time: int
 
     @property
-    def start(self) -> int:
-        """After how many tokens of its row the last of them begins."""
-        return max((chunk.start for chunk in self.chunks), default=0)
+    def depth(self) -> int:
+        """How many tokens come before those of the row that has the most."""
+        return max(chunk.start for chunk in self.chunks)
 
     @property
     def is_scored(self) -> bool:

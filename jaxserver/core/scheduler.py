@@ -72,7 +72,7 @@ def absorb(
     state = _forget(state, outcome.unsound & outcome.finished)
     state = release(state, engine, outcome.finished)
     if isinstance(plan, PrefillPlan) and not plan.is_scored:
-        return _timed(state, engine, plan, outcome.seconds)
+        return _with_chunk_time(state, engine, plan, outcome.seconds)
     if not outcome.steps:
         return state
     mean = _moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
@@ -134,8 +134,8 @@ def plan(
 
     Prefill and decode take turns while both have work, so that neither a long prompt
     stops running answers nor the answers keep a prompt waiting. Then only one token is
-    decoded at a time: the more answers run, the less a token costs. Several prefills go
-    first where together they are told to take no longer than one may.
+    decoded at a time: the more answers run, the less a token costs. The last chunk of a
+    prompt needs no turn of its own where it and the one before it are short enough.
     """
     can_decode = any(r.is_decoding for r in state.running)
     # What a seat was promised is there as long as nothing runs before its prefill.
@@ -143,15 +143,27 @@ def plan(
     has_prompt = not all(r.is_decoding for r in seated.running)
     prefill = _plan_prefill(seated, engine)
     if prefill is not None:
-        held = state.held_seconds + _told_seconds(state, engine, prefill)
-        if not (can_decode and state.held_seconds) or held <= engine.prefill_seconds:
-            seated = dataclasses.replace(seated, held_seconds=held)
+        stalled = _stalled_after(state, engine, prefill) if can_decode else 0.0
+        is_rest = all(chunk.is_last and chunk.seat is None for chunk in prefill.chunks)
+        is_short = is_rest and stalled <= engine.prefill_seconds
+        if not can_decode or not state.stalled_seconds or is_short:
+            seated = dataclasses.replace(seated, stalled_seconds=stalled)
             return prefill, _dispatched(seated, prefill)
     decode, state = _plan_decode(state, engine, has_prompt=has_prompt)
     if decode is not None:
-        state = dataclasses.replace(state, held_seconds=0.0)
+        state = dataclasses.replace(state, stalled_seconds=0.0)
         return decode, _dispatched(state, decode)
     return None, state
+
+
+def _stalled_after(
+    state: SchedulerState, engine: EngineConfig, plan: PrefillPlan
+) -> float:
+    """How long answers stand still by then; what is not known takes all there is."""
+    seconds = _chunk_seconds(state, engine, plan.depth, plan.time)
+    if plan.is_scored or not seconds:
+        seconds = engine.prefill_seconds
+    return state.stalled_seconds + seconds
 
 
 def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | None:
@@ -216,7 +228,7 @@ def _chunk(running: RunningRequest, longest: int) -> Chunk:
     )
 
 
-def _longest_chunk(state: SchedulerState, engine: EngineConfig, start: int) -> int:
+def _longest_chunk(state: SchedulerState, engine: EngineConfig, depth: int) -> int:
     """As long as may be, but for answers that would stand still meanwhile."""
     lengths = engine.prefill_lengths
     streams = any(r.is_decoding and r.request.streaming for r in state.running)
@@ -225,37 +237,34 @@ def _longest_chunk(state: SchedulerState, engine: EngineConfig, start: int) -> i
     fitting = [
         length
         for length in lengths
-        if _chunk_seconds(state, engine, start, length) <= engine.prefill_seconds
+        if _chunk_seconds(state, engine, depth, length) <= engine.prefill_seconds
     ]
     return max(fitting, default=lengths[0])
 
 
-def _told_seconds(
-    state: SchedulerState, engine: EngineConfig, plan: PrefillPlan
-) -> float:
-    """As long as one may take where nothing is known of it."""
-    seconds = _chunk_seconds(state, engine, plan.start, plan.time)
-    return engine.prefill_seconds if plan.is_scored or not seconds else seconds
-
-
 def _chunk_seconds(
-    state: SchedulerState, engine: EngineConfig, start: int, length: int
+    state: SchedulerState, engine: EngineConfig, depth: int, length: int
 ) -> float:
-    """No longer than shorter ones in its place took; 0 where nothing has run."""
-    place = start // engine.prefill_lengths[-1]
-    nearest = max((p for p in state.chunk_seconds if p <= place), default=place)
-    known = state.chunk_seconds.get(nearest, {})
-    return min((s * length / n for n, s in known.items() if n <= length), default=0.0)
+    """How long a chunk takes at most, by those that ran as deep or less; 0 if none did.
+
+    It takes no longer than a longer one, nor than several shorter ones in its place.
+    """
+    deepest = depth // engine.prefill_lengths[-1]
+    bounds = []
+    for known, by_depth in state.chunk_seconds.items():
+        nearest = max((d for d in by_depth if d <= deepest), default=None)
+        if nearest is not None:
+            bounds.append(by_depth[nearest] * max(1.0, length / known))
+    return min(bounds, default=0.0)
 
 
-def _timed(
+def _with_chunk_time(
     state: SchedulerState, engine: EngineConfig, plan: PrefillPlan, seconds: float
 ) -> SchedulerState:
-    """Remembers how long a chunk took after so many tokens as it came after."""
-    place = plan.start // engine.prefill_lengths[-1]
-    known = state.chunk_seconds.get(place, {})
-    mean = _moving_mean(known.get(plan.time, 0.0), seconds)
-    times = {**state.chunk_seconds, place: {**known, plan.time: mean}}
+    depth = plan.depth // engine.prefill_lengths[-1]
+    by_depth = state.chunk_seconds.get(plan.time, {})
+    mean = _moving_mean(by_depth.get(depth, 0.0), seconds)
+    times = {**state.chunk_seconds, plan.time: {**by_depth, depth: mean}}
     return dataclasses.replace(state, chunk_seconds=times)
 
 
@@ -278,13 +287,13 @@ def _plan_decode(
 def _block(state: SchedulerState, engine: EngineConfig) -> int:
     """How many tokens to decode: few where somebody waits or reads along.
 
-    Whoever reads along and had to wait for a prompt gets the next one at once.
+    Answers that stood still for a prompt get one token first, if anybody reads along.
     """
     decoding = [r for r in state.running if r.is_decoding]
     streams = any(r.request.streaming for r in decoding)
     if not state.waiting and not streams:
         return engine.max_stream_tokens
-    if streams and len(decoding) > 1 and state.held_seconds:
+    if streams and state.stalled_seconds:
         return 1
     step_seconds = state.step_seconds or engine.block_seconds
     fitting = math.floor(engine.block_seconds / step_seconds)

@@ -22,6 +22,11 @@ STEP_SECONDS = 0.03
 ENGINE = EngineConfig(slots=SLOTS, max_len=1024, max_stream_tokens=8)
 
 
+def seconds_of(plan: PrefillPlan) -> float:
+    """Longer for a longer chunk, and after more tokens."""
+    return 0.02 + 0.002 * plan.time + 0.0005 * plan.depth
+
+
 class Requests(RuleBasedStateMachine):
     """Requests come, are cancelled, and are answered by a device that counts."""
 
@@ -35,7 +40,6 @@ class Requests(RuleBasedStateMachine):
         self.cancelled: set[int] = set()
         self.count = 0
         self.last_plan: Plan | None = None
-        self.held_seconds = 0.0
 
     @rule(
         prompt=st.sampled_from([1, 32, 33, 256, 257, 700]),
@@ -83,17 +87,17 @@ class Requests(RuleBasedStateMachine):
             self.decode(plan)
 
     def check_turn(self, plan: Plan | None) -> None:
-        """Blocks never follow each other, and prefills no longer than they may.
+        """Kinds take turns, but for the rest of a prompt where it is short enough.
 
         Args:
             plan: None where there was but one kind of work.
         """
-        if isinstance(plan, PrefillPlan):
-            self.held_seconds += STEP_SECONDS
-            assert self.held_seconds <= ENGINE.prefill_seconds + 1e-9
-        else:
-            assert plan is None or not isinstance(self.last_plan, DecodePlan)
-            self.held_seconds = 0.0
+        if plan is not None and type(plan) is type(self.last_plan):
+            assert isinstance(plan, PrefillPlan)
+            assert isinstance(self.last_plan, PrefillPlan)
+            assert plan.request_ids == self.last_plan.request_ids
+            assert all(chunk.is_last for chunk in plan.chunks)
+            assert 0 < self.state.stalled_seconds <= ENGINE.prefill_seconds
         self.last_plan = plan
 
     def has_both_kinds_of_work(self) -> bool:
@@ -114,7 +118,7 @@ class Requests(RuleBasedStateMachine):
             assert chunk.is_last == (end == self.prompts[chunk.request_id])
             if chunk.is_last:
                 finished |= self.draw(chunk.request_id, 1)
-        self.absorb(plan, finished, 0, STEP_SECONDS)
+        self.absorb(plan, finished, 0, seconds_of(plan))
 
     def decode(self, plan: DecodePlan) -> None:
         assert 1 <= plan.num_tokens <= ENGINE.max_stream_tokens

@@ -103,18 +103,18 @@ def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
 
         def compile_one(source: Path) -> str:
-            made = str(Path(folder) / f"{source.stem}.o")
-            _done([compiler, *FLAGS, include, "-c", str(source), "-o", made])
-            return made
+            part = str(Path(folder) / f"{source.stem}.o")
+            _checked([compiler, *FLAGS, include, "-c", str(source), "-o", part])
+            return part
 
         with ThreadPoolExecutor() as pool:
-            objects = list(pool.map(compile_one, sorted(SOURCES.glob("*.cc"))))
+            parts = list(pool.map(compile_one, sorted(SOURCES.glob("*.cc"))))
         made = str(Path(folder) / library.name)
-        _done([compiler, *FLAGS, "-shared", *objects, "-o", made])
+        _checked([compiler, *FLAGS, "-shared", *parts, "-o", made])
         os.replace(made, library)
 
 
-def _done(command: list[str]) -> None:
+def _checked(command: list[str]) -> None:
     run = _run(command)
     if run.returncode != 0:
         got = f"native, and {command[0]} says {_first_error(run.stderr)}"

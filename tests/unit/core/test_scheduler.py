@@ -146,7 +146,7 @@ def test_prefill_and_decode_take_turns() -> None:
     for _ in range(6):
         plan, state = scheduler.plan(state, ENGINE, 0.0)
         kinds.append(type(plan))
-    assert kinds == [PrefillPlan, DecodePlan] * 3
+    assert kinds == [PrefillPlan, *[PrefillPlan, DecodePlan] * 2, PrefillPlan]
 
 
 @pytest.mark.parametrize(("requests", "rows"), [(1, 1), (2, 4), (4, 4), (5, 5)])
@@ -163,7 +163,7 @@ def test_a_freed_slot_goes_to_who_waits_first() -> None:
     state = after(state_of(*[5] * 7), 9)
     assert len(state.running) == 5
     state = scheduler.release(state, ENGINE, [2, 5])
-    state = dataclasses.replace(state, held_seconds=0.0)
+    state = dataclasses.replace(state, stalled_seconds=0.0)
     _, state = scheduler.plan(state, ENGINE, 0.0)
     assert {r.request.request_id: r.slot for r in state.running}[6] == 2
     assert not state.waiting
@@ -193,24 +193,28 @@ def test_a_hurried_block_takes_no_longer_than_it_may(
 
 def test_between_the_chunks_of_a_prompt_one_token_is_decoded() -> None:
     between = dataclasses.replace(
-        after(state_of(5, 300), 2), held_seconds=0.1, step_seconds=0.001
+        after(state_of(5, 300), 2), stalled_seconds=0.1, step_seconds=0.001
     )
     assert decode_plan(between).num_tokens == 1
 
 
 @pytest.mark.parametrize(
-    ("prompts", "streaming", "num_tokens"),
-    [((5, 5), True, [1, 20]), ((5, 5), False, [32, 32]), ((5,), True, [20, 20])],
+    ("rows", "streaming", "num_tokens"),
+    [(1, True, [1, 20]), (1, False, [32, 32]), (2, True, [20, 20])],
 )
 def test_who_stood_still_for_a_prompt_gets_a_token_before_a_block(
-    prompts: tuple[int, ...], streaming: bool, num_tokens: list[int]
+    rows: int, streaming: bool, num_tokens: list[int]
 ) -> None:
-    state = after(state_of(*prompts, streaming=streaming), 2 * len(prompts) - 1)
+    """Two prompts run one after the other, or together while nobody stands still."""
+    engine = dataclasses.replace(ENGINE, prefill_rows=rows)
+    state = state_of(5, 5, streaming=streaming, engine=engine)
+    for _ in range(2 // rows):
+        _, state = scheduler.plan(state, engine, 0.0)
     state = dataclasses.replace(state, step_seconds=0.005)
     for count in num_tokens:
-        plan, state = scheduler.plan(state, ENGINE, 0.0)
+        plan, state = scheduler.plan(state, engine, 0.0)
         assert isinstance(plan, DecodePlan)
-        assert len(plan.requests) == len(prompts)
+        assert len(plan.requests) == 2
         assert plan.num_tokens == count
 
 
@@ -227,7 +231,7 @@ def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
 
 
 def test_a_block_is_hurried_while_somebody_waits() -> None:
-    full = dataclasses.replace(after(state_of(*[5] * 6), 10), held_seconds=0.1)
+    full = after(state_of(*[5] * 6), 10)
     assert full.waiting
     assert decode_plan(full).num_tokens == 1
 
@@ -239,23 +243,25 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
         outcome = outcome_of(decode, steps=steps, seconds=seconds)
         state = scheduler.absorb(state, ENGINE, decode, outcome)
         assert state.step_seconds == mean
-    prefill = PrefillPlan((), 128)
-    state = scheduler.absorb(
-        state, ENGINE, prefill, outcome_of(prefill, steps=0, seconds=6.4)
-    )
-    assert (state.step_seconds, state.chunk_seconds) == (0.5, {0: {128: 6.4}})
-    short = PrefillPlan((), 16)
-    state = scheduler.absorb(
-        state, ENGINE, short, outcome_of(short, steps=0, seconds=0.2)
-    )
-    assert state.chunk_seconds == {0: {128: 6.4, 16: 0.2}}
-    later = PrefillPlan(
-        (chunk_of(0, 0, (300, 428), 900), chunk_of(1, 1, (80, 208), 900)), 128
-    )
-    for seconds, mean in [(8.0, 8.0), (4.0, 6.0)]:
-        outcome = outcome_of(later, steps=0, seconds=seconds)
-        state = scheduler.absorb(state, ENGINE, later, outcome)
-        assert state.chunk_seconds == {0: {128: 6.4, 16: 0.2}, 2: {128: mean}}
+    times: dict[int, dict[int, float]] = {}
+    for starts, length, seconds, mean in [
+        ((0,), 128, 6.4, 6.4),
+        ((0,), 16, 0.2, 0.2),
+        ((300, 80), 128, 8.0, 8.0),
+        ((310, 0), 128, 4.0, 6.0),
+    ]:
+        chunks = (chunk_of(0, 0, (start, start + 9), 900) for start in starts)
+        plan = PrefillPlan(tuple(chunks), length)
+        outcome = outcome_of(plan, steps=0, seconds=seconds)
+        state = scheduler.absorb(state, ENGINE, plan, outcome)
+        times.setdefault(length, {})[max(starts) // 128] = mean
+        assert (state.step_seconds, state.chunk_seconds) == (0.5, times)
+
+
+def with_times(
+    state: SchedulerState, times: dict[int, dict[int, float]]
+) -> SchedulerState:
+    return dataclasses.replace(state, chunk_seconds=times)
 
 
 @pytest.mark.parametrize(
@@ -263,20 +269,21 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
     [
         ({}, 128),
         ({128: 0.2}, 128),
-        ({128: 0.25}, 32),
-        ({128: 0.25, 32: 0.21}, 16),
+        ({128: 0.25}, 16),
+        ({128: 0.25, 32: 0.06}, 32),
+        ({128: 0.25, 32: 0.05}, 128),
+        ({128: 0.25, 32: 0.21, 16: 0.2}, 16),
         ({16: 0.3}, 16),
         ({16: 0.04, 32: 0.08}, 32),
         ({16: 0.04, 32: 0.08, 128: 0.2}, 128),
-        ({32: 0.02, 128: 0.3}, 128),
     ],
 )
 def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
     chunk_seconds: dict[int, float], length: int
 ) -> None:
-    state = after(state_of(5, 700, streaming=True), 2)
-    state = dataclasses.replace(state, chunk_seconds={0: chunk_seconds})
-    plan = next_plan(state)
+    state = after(state_of(5, 700, streaming=True), 3)
+    times = {known: {0: seconds} for known, seconds in chunk_seconds.items()}
+    plan = next_plan(with_times(state, times))
     assert isinstance(plan, PrefillPlan)
     assert plan.time == length
 
@@ -284,44 +291,61 @@ def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
 @pytest.mark.parametrize(
     ("chunk_seconds", "length"),
     [
-        ({0: {128: 0.1}}, 128),
-        ({0: {128: 0.1}, 2: {128: 0.3}}, 32),
-        ({0: {128: 0.3}, 2: {32: 0.04}}, 128),
-        ({0: {128: 0.1}, 4: {128: 0.3}}, 128),
+        ({128: {0: 0.3}, 32: {0: 0.08}}, 32),
+        ({128: {0: 0.3, 2: 0.1}}, 128),
+        ({128: {0: 0.1, 2: 0.3}, 32: {2: 0.08}}, 32),
+        ({128: {0: 0.3, 4: 0.1}, 32: {4: 0.02}}, 16),
+        ({128: {1: 0.15}, 16: {3: 0.04}}, 128),
     ],
 )
-def test_what_a_chunk_takes_is_told_from_where_one_has_run_last(
+def test_a_chunk_is_told_from_the_deepest_that_came_after_no_more_than_it_does(
     chunk_seconds: dict[int, dict[int, float]], length: int
 ) -> None:
     """Of a prompt whose first 384 tokens have run, three longest chunks."""
-    state = after(state_of(5, 700, streaming=True), 8)
+    state = after(state_of(5, 700, streaming=True), 7)
     (unfinished,) = (r for r in state.running if not r.is_decoding)
     assert unfinished.prefilled == 384
-    state = dataclasses.replace(state, chunk_seconds=chunk_seconds)
-    plan = next_plan(state)
+    plan = next_plan(with_times(state, chunk_seconds))
     assert isinstance(plan, PrefillPlan)
     assert plan.time == length
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chunks"), [(0.05, 4), (0.07, 2), (0.1, 2), (0.11, 1), (0.3, 1)]
+    ("prompts", "times", "expected"),
+    [
+        ((5, 130, 130), {128: 0.16, 16: 0.04}, "p pp d pp d"),
+        ((5, 130, 130), {128: 0.16, 16: 0.05}, "p p d p d p d p d"),
+        ((5, 130, 130), {}, "p p d p d p d p d"),
+        ((5, 300), {128: 0.05, 16: 0.01, 32: 0.01}, "p p d p d pp d"),
+        ((5, 5, 5, 5), {16: 0.01}, "p p d p d p d"),
+    ],
 )
-def test_short_prompts_run_one_after_the_other_as_long_as_one_chunk_may_take(
-    seconds: float, chunks: int
+def test_only_the_rest_of_a_prompt_goes_with_the_chunk_before_it(
+    prompts: tuple[int, ...], times: dict[int, float], expected: str
 ) -> None:
-    """Each is told to take as long; one answer is running."""
-    state = after(state_of(*[5] * 9, streaming=True), 2)
-    state = dataclasses.replace(state, chunk_seconds={0: {16: seconds}})
-    found = []
-    for _ in range(2):
-        plans = 0
-        while isinstance(next_plan(state), PrefillPlan):
-            _, state = scheduler.plan(state, ENGINE, 0.0)
-            plans += 1
-        found.append(plans)
-        assert decode_plan(state).num_tokens == 1
-        state = after(state, 1)
-    assert found == [chunks, min(chunks, 4 - chunks)]
+    state = state_of(*prompts, streaming=True)
+    state = with_times(state, {n: {0: seconds} for n, seconds in times.items()})
+    found = ""
+    for _ in expected.replace(" ", ""):
+        plan, state = scheduler.plan(state, ENGINE, 0.0)
+        found += "p" if isinstance(plan, PrefillPlan) else "d"
+    assert all(r.is_decoding for r in state.running)
+    assert not state.waiting
+    assert found == expected.replace(" ", "")
+
+
+def test_a_scored_prompt_takes_all_the_time_there_is() -> None:
+    state = state_of(5, streaming=True)
+    scored = QueuedRequest(
+        request_id=1, tokens=tokens_of(1, 130), limit=1024, streaming=True, scored=True
+    )
+    state = scheduler.submit(after(state, 1), scored)
+    state = with_times(state, {128: {0: 0.01}, 16: {0: 0.01}})
+    kinds = []
+    for _ in range(4):
+        plan, state = scheduler.plan(state, ENGINE, 0.0)
+        kinds.append(type(plan))
+    assert kinds == [PrefillPlan, DecodePlan] * 2
 
 
 def test_finished_requests_free_their_slots() -> None:
