@@ -1,9 +1,9 @@
 """What a ready server holds in memory: part by part, and beside llama.cpp's server.
 
 Parts are what the process grows by while it is put together as `jaxserver serve` does,
-one after the other, with compiled code in its cache already. Servers are looked at when
-they have answered a first short request, and again when every slot has been filled; their
-caches of compiled code are empty at first.
+one after the other, with compiled code in its cache already. Servers, whose caches are
+empty at first, are looked at when they have answered a short request, and again when
+every slot has been filled.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
+from jaxserver.core.chunks import ChunkSeconds
 from jaxserver.core.page_cache import PageCache, PageCopy
 from jaxserver.core.prefix_tree import Tokens
 
@@ -79,8 +80,7 @@ class SchedulerState:
         waiting: In order of arrival.
         running: In order of admission.
         step_seconds: How long a decode step took lately; 0 before the first.
-        chunk_seconds: How long a prefill of each padded length took lately, and of it
-            at each depth, in longest chunks.
+        chunk_seconds: How long a prefill of each padded length took lately.
         stalled_seconds: How long running answers have to wait for the prefills since
             the last decode block, by what is known of such; 0 after one.
         num_hits: Admissions that found a part of their prompt.
@@ -91,9 +91,7 @@ class SchedulerState:
     waiting: tuple[QueuedRequest, ...] = ()
     running: tuple[RunningRequest, ...] = ()
     step_seconds: float = 0.0
-    chunk_seconds: Mapping[int, Mapping[int, float]] = dataclasses.field(
-        default_factory=dict
-    )
+    chunk_seconds: ChunkSeconds = dataclasses.field(default_factory=dict)
     stalled_seconds: float = 0.0
     num_hits: int = 0
     num_preempted: int = 0
@@ -146,11 +144,6 @@ class PrefillPlan(NamedTuple):
 
     chunks: tuple[Chunk, ...]
     time: int
-
-    @property
-    def depth(self) -> int:
-        """How many tokens come before those of the row that has the most."""
-        return max(chunk.start for chunk in self.chunks)
 
     @property
     def is_scored(self) -> bool:

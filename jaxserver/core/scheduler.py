@@ -5,10 +5,15 @@ With whole-row pages a slot is a page of the pool, and the row of the same numbe
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Mapping
 
+from jaxserver.core.chunks import (
+    chunk_seconds,
+    first_piece,
+    moving_mean,
+    with_chunk_time,
+)
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.page_cache import PageCache
 from jaxserver.core.schedule import (
@@ -72,10 +77,12 @@ def absorb(
     state = _forget(state, outcome.unsound & outcome.finished)
     state = release(state, engine, outcome.finished)
     if isinstance(plan, PrefillPlan) and not plan.is_scored:
-        return _with_chunk_time(state, engine, plan, outcome.seconds)
+        taken = (_depth(engine, plan), plan.time, outcome.seconds)
+        times = with_chunk_time(state.chunk_seconds, *taken)
+        return dataclasses.replace(state, chunk_seconds=times)
     if not outcome.steps:
         return state
-    mean = _moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
+    mean = moving_mean(state.step_seconds, outcome.seconds / outcome.steps)
     return dataclasses.replace(state, step_seconds=mean)
 
 
@@ -160,7 +167,7 @@ def _stalled_after(
     state: SchedulerState, engine: EngineConfig, plan: PrefillPlan
 ) -> float:
     """How long answers stand still by then; what is not known takes all there is."""
-    seconds = _chunk_seconds(state, engine, plan.depth, plan.time)
+    seconds = chunk_seconds(state.chunk_seconds, _depth(engine, plan), plan.time)
     if plan.is_scored or not seconds:
         seconds = engine.prefill_seconds
     return state.stalled_seconds + seconds
@@ -183,33 +190,6 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
     return PrefillPlan(chunks, time)
 
 
-def first_piece(count: int, lengths: tuple[int, ...], call_tokens: int) -> int:
-    """How many of some tokens to run first, for all of them to cost the least.
-
-    Either all, padded, or as many as one of the lengths has, and then the rest.
-
-    Args:
-        count: How many there are, at most the longest length.
-        lengths: To which the tokens of a call are padded, shortest first.
-        call_tokens: What a call costs besides its tokens, in tokens.
-    """
-    return _cheapest(count, lengths, call_tokens)[1]
-
-
-@functools.cache
-def _cheapest(
-    count: int, lengths: tuple[int, ...], call_tokens: int
-) -> tuple[int, int]:
-    """What some tokens cost, in tokens, and how many of them go first."""
-    padded = next(length for length in lengths if length >= count)
-    ways = [(padded + call_tokens, count)]
-    for length in lengths:
-        if length < count:
-            rest, _ = _cheapest(count - length, lengths, call_tokens)
-            ways.append((length + call_tokens + rest, length))
-    return min(ways, key=lambda way: (way[0], -way[1]))
-
-
 def _chunk(running: RunningRequest, longest: int) -> Chunk:
     tokens, start = running.request.tokens, running.prefilled
     end = min(start + longest, running.wanted)
@@ -228,44 +208,24 @@ def _chunk(running: RunningRequest, longest: int) -> Chunk:
     )
 
 
-def _longest_chunk(state: SchedulerState, engine: EngineConfig, depth: int) -> int:
+def _depth(engine: EngineConfig, plan: PrefillPlan) -> int:
+    """What comes before the tokens of the row that has the most, in longest chunks."""
+    return max(chunk.start for chunk in plan.chunks) // engine.prefill_lengths[-1]
+
+
+def _longest_chunk(state: SchedulerState, engine: EngineConfig, start: int) -> int:
     """As long as may be, but for answers that would stand still meanwhile."""
-    lengths = engine.prefill_lengths
+    lengths, times = engine.prefill_lengths, state.chunk_seconds
+    depth = start // lengths[-1]
     streams = any(r.is_decoding and r.request.streaming for r in state.running)
     if engine.chunk is not None or not streams:
         return lengths[-1]
     fitting = [
         length
         for length in lengths
-        if _chunk_seconds(state, engine, depth, length) <= engine.prefill_seconds
+        if chunk_seconds(times, depth, length) <= engine.prefill_seconds
     ]
     return max(fitting, default=lengths[0])
-
-
-def _chunk_seconds(
-    state: SchedulerState, engine: EngineConfig, depth: int, length: int
-) -> float:
-    """How long a chunk takes at most, by those that ran as deep or less; 0 if none did.
-
-    It takes no longer than a longer one, nor than several shorter ones in its place.
-    """
-    deepest = depth // engine.prefill_lengths[-1]
-    bounds = []
-    for known, by_depth in state.chunk_seconds.items():
-        nearest = max((d for d in by_depth if d <= deepest), default=None)
-        if nearest is not None:
-            bounds.append(by_depth[nearest] * max(1.0, length / known))
-    return min(bounds, default=0.0)
-
-
-def _with_chunk_time(
-    state: SchedulerState, engine: EngineConfig, plan: PrefillPlan, seconds: float
-) -> SchedulerState:
-    depth = plan.depth // engine.prefill_lengths[-1]
-    by_depth = state.chunk_seconds.get(plan.time, {})
-    mean = _moving_mean(by_depth.get(depth, 0.0), seconds)
-    times = {**state.chunk_seconds, plan.time: {**by_depth, depth: mean}}
-    return dataclasses.replace(state, chunk_seconds=times)
 
 
 def _plan_decode(
@@ -394,7 +354,3 @@ def _without(state: SchedulerState, gone: frozenset[int]) -> SchedulerState:
         waiting=tuple(r for r in state.waiting if r.request_id not in gone),
         running=tuple(r for r in state.running if r.request.request_id not in gone),
     )
-
-
-def _moving_mean(before: float, now: float) -> float:
-    return 0.5 * (before + now) if before else now

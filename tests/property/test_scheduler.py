@@ -24,7 +24,8 @@ ENGINE = EngineConfig(slots=SLOTS, max_len=1024, max_stream_tokens=8)
 
 def seconds_of(plan: PrefillPlan) -> float:
     """Longer for a longer chunk, and after more tokens."""
-    return 0.02 + 0.002 * plan.time + 0.0005 * plan.depth
+    start = max(chunk.start for chunk in plan.chunks)
+    return 0.02 + 0.002 * plan.time + 0.0005 * start
 
 
 class Requests(RuleBasedStateMachine):

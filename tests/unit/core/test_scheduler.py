@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from jaxserver.core import scheduler
+from jaxserver.core.chunks import first_piece
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.schedule import (
     Chunk,
@@ -112,7 +113,7 @@ def test_no_other_way_to_run_some_tokens_costs_less(count: int) -> None:
 
     pieces, left = [], count
     while left:
-        pieces.append(scheduler.first_piece(left, lengths, ENGINE.call_tokens))
+        pieces.append(first_piece(left, lengths, ENGINE.call_tokens))
         left -= pieces[-1]
     whole = [
         [*[long] * i, *[short] * j, count - i * long - j * short]
@@ -296,9 +297,10 @@ def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
         ({128: {0: 0.1, 2: 0.3}, 32: {2: 0.08}}, 32),
         ({128: {0: 0.3, 4: 0.1}, 32: {4: 0.02}}, 16),
         ({128: {1: 0.15}, 16: {3: 0.04}}, 128),
+        ({128: {1: 0.3}, 32: {0: 0.02}}, 32),
     ],
 )
-def test_a_chunk_is_told_from_the_deepest_that_came_after_no_more_than_it_does(
+def test_a_chunk_is_told_from_the_deepest_of_its_length_up_to_where_it_is(
     chunk_seconds: dict[int, dict[int, float]], length: int
 ) -> None:
     """Of a prompt whose first 384 tokens have run, three longest chunks."""
