@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 ChunkSeconds: TypeAlias = Mapping[int, Mapping[int, float]]
 """By padded length and, of each, by depth: what comes before, in longest chunks."""
+KEPT = 0.998
+"""Of a time that another chunk, shorter and as deep, has come after."""
 
 
 def first_piece(count: int, lengths: tuple[int, ...], call_tokens: int) -> int:
@@ -36,18 +38,16 @@ def _cheapest(
 
 
 def chunk_seconds(known: ChunkSeconds, depth: int, length: int) -> float:
-    """How long one takes, by the deepest of its length up to there; 0 if unknown.
+    """How long a chunk takes, by the deepest of its length up to there; 0 if unknown.
 
-    It takes no longer than a longer one as deep, nor than shorter ones in its place.
+    Of all that were timed at least as deep as that one, none says less: a chunk takes
+    no longer than a longer one, nor than shorter ones in its place.
     """
-    deepest = {
-        other: max((d for d in by_depth if d <= depth), default=-1)
-        for other, by_depth in known.items()
-    }
-    own = max(0, deepest.get(length, 0))
+    own = max((d for d in known.get(length, {}) if d <= depth), default=0)
     bounds = (
-        known[other][at] * max(1.0, length / other)
-        for other, at in deepest.items()
+        seconds * max(1.0, length / other)
+        for other, by_depth in known.items()
+        for at, seconds in by_depth.items()
         if at >= own
     )
     return min(bounds, default=0.0)
@@ -56,10 +56,25 @@ def chunk_seconds(known: ChunkSeconds, depth: int, length: int) -> float:
 def with_chunk_time(
     known: ChunkSeconds, depth: int, length: int, seconds: float
 ) -> ChunkSeconds:
-    """What is known after one more of them."""
-    by_depth = known.get(length, {})
-    mean = moving_mean(by_depth.get(depth, 0.0), seconds)
-    return {**known, length: {**by_depth, depth: mean}}
+    """What is known after one more of them.
+
+    A shorter one takes at least its part of that time. A longer one, which may have
+    been passed over for a time that was an accident, is believed a little less.
+    """
+    mean = moving_mean(known.get(length, {}).get(depth, 0.0), seconds)
+
+    def after(other: int, by_depth: Mapping[int, float]) -> Mapping[int, float]:
+        before = by_depth.get(depth)
+        if before is None:
+            return by_depth
+        part = mean * other / length
+        return {
+            **by_depth,
+            depth: max(before, part) if other < length else before * KEPT,
+        }
+
+    others = {other: after(other, by_depth) for other, by_depth in known.items()}
+    return {**others, length: {**known.get(length, {}), depth: mean}}
 
 
 def moving_mean(before: float, now: float) -> float:

@@ -89,7 +89,8 @@ class EngineConfig:
         encoder_lengths: Padded lengths of an encoder's input, which is never cut up.
         block_seconds: Longest decode block while somebody waits or reads along.
         prefill_seconds: Longest prefill chunk while somebody reads along, as far as
-            shorter ones are there; they take a quarter more a token.
+            shorter ones are there, which take more a token; and the longest that the
+            last two chunks of a prompt may take without a decode step in between.
         tokens_per_page: None where a page is a whole row, and row i is page i.
         pages: None for as many as all slots need for their longest sequences.
         is_fast: Nobody minds if bits depend on how a token was run.
@@ -131,6 +132,9 @@ class EngineConfig:
         if self.num_pages < self.pages_per_row:
             allowed = f"at least {self.pages_per_row}, for one sequence of max_length"
             raise InvalidConfig("num_pages", str(self.num_pages), allowed)
+        if not self.prefill_seconds > 0:
+            got = str(self.prefill_seconds)
+            raise InvalidConfig("prefill_seconds", got, "more than 0")
         if self.chunk is not None:
             return
         if self.slots > MAX_CALL_TOKENS:

@@ -80,9 +80,10 @@ class SchedulerState:
         waiting: In order of arrival.
         running: In order of admission.
         step_seconds: How long a decode step took lately; 0 before the first.
-        chunk_seconds: How long a prefill of each padded length took lately.
+        chunk_seconds: How long a prefill of each padded length took lately, by depth.
         stalled_seconds: How long running answers have to wait for the prefills since
-            the last decode block, by what is known of such; 0 after one.
+            the last decode block, by what is known of such; 0 after one. What is not
+            known counts as the longest there may be.
         num_hits: Admissions that found a part of their prompt.
         num_preempted: Requests that had to give up their pages.
     """

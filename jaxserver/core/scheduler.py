@@ -77,8 +77,8 @@ def absorb(
     state = _forget(state, outcome.unsound & outcome.finished)
     state = release(state, engine, outcome.finished)
     if isinstance(plan, PrefillPlan) and not plan.is_scored:
-        taken = (_depth(engine, plan), plan.time, outcome.seconds)
-        times = with_chunk_time(state.chunk_seconds, *taken)
+        known, depth = state.chunk_seconds, _depth(engine, plan)
+        times = with_chunk_time(known, depth, plan.time, outcome.seconds)
         return dataclasses.replace(state, chunk_seconds=times)
     if not outcome.steps:
         return state

@@ -135,10 +135,16 @@ def test_a_full_server_counts_whom_it_refuses_and_who_waits(
     assert server._host.engine is not None
     engines.tokenised(server._host.engine)
     gate.allow(1)
-    assert eventually(lambda: counted(server, "slots_in_use") > 0)
-    waiting = slots + 1 - counted(server, "slots_in_use")
-    assert counted(server, "queue_length") == waiting
-    assert eventually(lambda: counted(server, "queued_tokens") == 5 * waiting)
+
+    def all_are_counted() -> bool:
+        seated, waiting = (
+            counted(server, "slots_in_use"),
+            counted(server, "queue_length"),
+        )
+        is_whole = 0 < seated == slots + 1 - waiting
+        return is_whole and counted(server, "queued_tokens") == 5 * waiting
+
+    assert eventually(all_are_counted)
     assert counted(server, "cache_pages") > 0
     assert counted(server, "cache_pages_used") > 0
     gate.open()

@@ -139,8 +139,7 @@ class Device:
             orders.append(Order("decode", rows, (block,)))
         for order in orders:
             check()
-            self._order(order)
-        jax.block_until_ready(self._state)
+            jax.block_until_ready(self._order(order))
         self._give(Order("init", 0))
 
     def follow(self, order: Order) -> None:

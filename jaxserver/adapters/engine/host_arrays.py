@@ -35,7 +35,7 @@ def adoption(chunk: Chunk, seat: Seated, engine: EngineConfig) -> steps.Adoption
 
 
 def decode_block(plan: DecodePlan, engine: EngineConfig) -> Block:
-    """Of a decode block."""
+    """What a decode block is given."""
     keep = np.zeros(engine.slots, np.bool_)
     keep[list(plan.requests)] = True
     pages = None
@@ -55,7 +55,7 @@ def prefill_chunk(
     engine: EngineConfig,
     processors: Processors,
 ) -> steps.PrefillChunk:
-    """Of a prefill, padded in rows and in time."""
+    """What a prefill is given, padded in rows and in time."""
     count = engine.prefill_rows
     slots = np.full(count, engine.slots, np.int32)
     pages = np.zeros((count, engine.pages_per_row), np.int32)

@@ -60,3 +60,10 @@ def test_more_prefill_rows_than_keep_their_bits_are_refused() -> None:
 
 def test_groups_are_the_query_heads_of_a_key_value_head() -> None:
     assert dataclasses.replace(TINY_LLAMA, num_heads=6, num_kv_heads=2).groups == 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_prefill_takes_some_time(seconds: float) -> None:
+    expected = f"prefill_seconds: got {seconds}, allowed is more than 0"
+    with pytest.raises(InvalidConfig, match=expected):
+        EngineConfig(slots=1, max_len=64, prefill_seconds=seconds)
