@@ -125,7 +125,7 @@ class Device:
         processes, and would wait long for one that is lost.
 
         Args:
-            check: Called before each; what it raises is the end.
+            check: Called before each is asked for; what it raises is the end.
         """
         engine, known = self._engine, self._compiled.steps
         someone, pages = {0: _someone(engine)}, tuple(range(engine.pages_per_row))
@@ -139,7 +139,8 @@ class Device:
             orders.append(Order("decode", rows, (block,)))
         for order in orders:
             check()
-            jax.block_until_ready(self._order(order))
+            self._order(order)
+        jax.block_until_ready(self._state)
         self._give(Order("init", 0))
 
     def follow(self, order: Order) -> None:
