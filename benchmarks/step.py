@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserver import wiring
-from jaxserver.adapters.engine.processor import use_processor
+from jaxserver.adapters.engine.processor import compiler_options, use_processor
+from jaxserver.core.config import MIN_CALL_TOKENS
 from jaxserver.core.ops.attention_blocks import attend_blocks
 from jaxserver.core.ops.fp8 import Fp8Weight
-from jaxserver.core.ops.linear import linear
+from jaxserver.core.ops.linear import Products, linear
 from jaxserver.core.ops.norms import rms_norm
 from jaxserver.core.ops.paged import LayerCache
 from jaxserver.core.ops.quantize import Int8Weight
@@ -80,6 +81,11 @@ def timed(run: Callable[..., Any], *inputs: Any, times: int) -> float:
     return statistics.median(taken)
 
 
+def compiled(run: Callable[..., Any], **more: Any) -> Callable[..., Any]:
+    """As the server compiles its steps."""
+    return jax.jit(run, compiler_options=compiler_options(), **more)
+
+
 def copy_rate(times: int) -> float:
     """Bytes read and written a second, of an array that no cache holds."""
     x = jnp.zeros(2**26, jnp.float32)
@@ -105,7 +111,8 @@ class Measured:
         self.model, self.params, self.times = model, params, times
         self.num_layers = len(params.layers)
         self.rows, self.time = rows, time
-        self.x = jnp.ones((max(4, rows * time), params.norm.shape[0]), jnp.float32)
+        least = max(MIN_CALL_TOKENS, rows * time)
+        self.x = jnp.ones((least, params.norm.shape[0]), jnp.float32)
 
     def parts(self, context: int) -> Iterator[Part]:
         """All of them; each row holds `context` tokens."""
@@ -117,7 +124,7 @@ class Measured:
         yield self._product("gate and up", layer.mlp.gate_up, self.num_layers)
         yield self._product("down", layer.mlp.down, self.num_layers)
         yield self._norm()
-        yield self._product("vocabulary", head, 1, tokens=max(4, self.rows))
+        yield self._product("vocabulary", head, 1, tokens=self.rows)
         yield self._choice()
 
     def _part(
@@ -128,7 +135,7 @@ class Measured:
         return Part(
             name=name,
             times=count,
-            seconds=count * timed(jax.jit(run), *inputs, times=self.times),
+            seconds=count * timed(compiled(run), *inputs, times=self.times),
             bytes=count * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
             operations=count * operations,
         )
@@ -136,14 +143,16 @@ class Measured:
     def _product(
         self, name: str, weight: Any, count: int, tokens: int | None = None
     ) -> Part:
-        tokens = tokens or self.x.shape[0]
         is_int8 = isinstance(weight, Int8Weight)
+        tokens = tokens or self.rows * self.time
+        padded = max(MIN_CALL_TOKENS, tokens)
         has_scale = is_int8 or isinstance(weight, Fp8Weight)
         values = weight.values if has_scale else weight
         num_out = weight.scale.ndim if has_scale else OUTPUT_AXES.get(name, 1)
-        x = jnp.ones((tokens, *values.shape[num_out:]), jnp.float32)
-        operations = 2 * tokens * values.size * (2 if is_int8 else 1)
-        return self._part(name, count, linear, (x, weight), operations)
+        x = jnp.ones((padded, *values.shape[num_out:]), jnp.float32)
+        operations = 2 * values.size * (2 * tokens if is_int8 else padded)
+        run = functools.partial(linear, products=Products(tokens=tokens))
+        return self._part(name, count, run, (x, weight), operations)
 
     def _attention(self, context: int) -> Part:
         cache: Any = self.model.fns.init_cache(self.rows)
@@ -206,7 +215,7 @@ class Measured:
             logits_at=zeros[:, :1],
         )
         batch = TokenBatch(**arrays)
-        run = jax.jit(self.model.fns.extend, donate_argnums=1)
+        run = compiled(self.model.fns.extend, donate_argnums=1)
         cache: Any = self.model.fns.init_cache(self.rows)
         taken = []
         for _ in range(self.times + 2):

@@ -24,7 +24,7 @@ from jaxserver.adapters.engine.compiling import CompiledSteps, Remembered
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
-from jaxserver.adapters.engine.processor import use_processor
+from jaxserver.adapters.engine.processor import compiler_options, use_processor
 from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.stand_in import zeros_like
 from jaxserver.adapters.engine.text import Shell, TextEngine
@@ -277,7 +277,8 @@ def compile_model(
     is_apart = jax.devices()[0].platform != "cpu" or jax.process_count() > 1
     if is_apart:
         model.weights.result()
-    steps = build_steps(model.fns, model.shapes, model.engine, model.mesh)
+    shapes, options = model.shapes, compiler_options()
+    steps = build_steps(model.fns, shapes, model.engine, model.mesh, options)
     compiled = CompiledSteps(steps, _remembered(model))
     if config.pre_compile:
         compiled.begin(progress)

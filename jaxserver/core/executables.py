@@ -77,7 +77,11 @@ class Steps(NamedTuple):
 
 
 def build_steps(
-    fns: ModelFns, params: Params, engine: EngineConfig, mesh: Mesh
+    fns: ModelFns,
+    params: Params,
+    engine: EngineConfig,
+    mesh: Mesh,
+    options: dict[str, str | bool] | None = None,
 ) -> Steps:
     """Says how to compile the steps of a configuration, without doing it.
 
@@ -86,6 +90,7 @@ def build_steps(
         params: Its weights, or their shapes with shardings.
         engine: The sizes.
         mesh: Where the state lies: rows over the batch axes.
+        options: Of XLA's, for the steps that run the model.
     """
     fns = on_devices(fns, params, mesh)
     make = functools.partial(init_state, fns, engine.slots, engine.num_pages)
@@ -105,7 +110,8 @@ def build_steps(
         given = (weights, state) if kind in _WITH_WEIGHTS else (state,)
         consumed = () if kind == "take" else len(given) - 1
         step = jax.jit(run, donate_argnums=consumed, out_shardings=outs)
-        return step.lower(*given, *inputs(kind, size)).compile()
+        lowered = step.lower(*given, *inputs(kind, size))
+        return lowered.compile(options if kind in _WITH_WEIGHTS else None)
 
     def decode_at(rows: int) -> Callable[..., Any]:
         sizes = BlockSizes(rows, engine.max_stream_tokens, engine.drafts(rows))

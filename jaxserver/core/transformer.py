@@ -111,6 +111,7 @@ def extend(
     config, mesh = build.config, build.products.mesh
     rows, time = batch.tokens.shape
     chex.assert_equal(len(params.layers), config.num_layers)
+    build = build._replace(products=build.products._replace(tokens=rows * time))
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     positions = batch.start[:, None] + steps
     whole = functools.partial(constrain, axes=(None, None), mesh=mesh)
@@ -125,7 +126,8 @@ def extend(
     wanted = pad_tokens(read.reshape(rows * reads, -1), MIN_CALL_TOKENS)
     head = params.embedding if params.head is None else params.head
     normed = whole(rms_norm(wanted, params.norm, config.norm_eps))
-    logits = linear_on(build.products, ("vocab", "embed"), normed, head)
+    products = build.products._replace(tokens=rows * reads)
+    logits = linear_on(products, ("vocab", "embed"), normed, head)
     logits = refine_likeliest(logits, normed, head)
     by_read = logits[: rows * reads].reshape(rows, reads, -1)
     return by_read, cache

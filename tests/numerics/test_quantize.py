@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxserver.core.ops.fp8 import QUANTIZED
 from jaxserver.core.ops.int8_product import int8_product, split_bytes
-from jaxserver.core.ops.linear import linear, read_rows
+from jaxserver.core.ops.linear import Products, linear, read_rows
 from jaxserver.core.ops.quantize import LARGEST, Int8Weight, quantize
 from tests.rows import (
     HostArray,
@@ -179,6 +179,17 @@ def test_a_linear_map_in_int8_is_nearly_that_of_its_weight(
     expected = expected + (bias if has_bias else 0)
     scale = np.abs(x).max(axis=(1, 2))[:, None, None] * np.abs(told).sum((2, 3))
     assert (np.abs(found - expected) <= scale / 32_000 + 1e-5).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_tokens_that_are_not_there_are_left_out(tokens: int) -> None:
+    weight = on_device(quantize(numbers("normal", (7, 5, 2, 24), 0), 2))
+    x = jnp.asarray(numbers("outlier", (4, 2, 24), 1))
+    whole = np.asarray(jax.jit(linear)(x, weight))
+    some = jax.jit(lambda x: linear(x, weight, products=Products(tokens=tokens)))(x)
+    np.testing.assert_array_equal(some[:tokens], whole[:tokens])
+    assert not np.any(some[tokens:])
+    assert np.all(np.any(whole[tokens:], axis=(1, 2)))
 
 
 def test_a_row_has_the_same_bits_among_any_number_of_others() -> None:

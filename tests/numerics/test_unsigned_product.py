@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from jaxserver.core.ops import unsigned_product as module
-from jaxserver.core.ops.unsigned_product import unsigned_product
+from jaxserver.core.ops.unsigned_product import _in_a_loop, unsigned_product
 from tests.rows import HostArray
 from tests.strategies import SEEDS
 
@@ -20,6 +20,9 @@ both = Primitive("both")
 """The product as a processor with the instruction is given it, whatever this has."""
 both.def_abstract_eval(module._shape)
 mlir.register_lowering(both, module._lower_both)
+FORMS = tuple(
+    map(jax.jit, (module._by_signed_bytes, both.bind, lambda x, y, _: _in_a_loop(x, y)))
+)
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 40))
 
 
@@ -39,9 +42,9 @@ def exact(x: HostArray, values: HostArray) -> HostArray:
 @example(shape=(1, 1, 1), seed=0)
 @example(shape=(8, 65_535, 2), seed=0)
 @example(shape=(256, 576, 192), seed=0)
-def test_both_forms_are_exact(shape: tuple[int, int, int], seed: int) -> None:
+def test_all_forms_are_exact(shape: tuple[int, int, int], seed: int) -> None:
     given = operands(shape, seed)
-    for form in (jax.jit(module._by_signed_bytes), jax.jit(both.bind)):
+    for form in FORMS:
         np.testing.assert_array_equal(np.asarray(form(*given)), exact(*given[:2]))
 
 
@@ -50,7 +53,7 @@ def test_the_largest_sums_are_exact() -> None:
         x = np.full((4, 65_535), 255, np.uint8)
         values = np.full((3, 65_535), extreme, np.int8)
         given = (x, values, values.sum(1, dtype=np.int32))
-        for form in (jax.jit(module._by_signed_bytes), jax.jit(both.bind)):
+        for form in FORMS:
             np.testing.assert_array_equal(np.asarray(form(*given)), exact(x, values))
 
 
@@ -61,6 +64,12 @@ def test_it_runs_outside_of_a_compiled_function_and_under_vmap() -> None:
     over: Any = jax.vmap(unsigned_product, in_axes=(0, None, None))
     found = over(np.stack([x, x[::-1]]), values, sums)
     np.testing.assert_array_equal(found, np.stack([expected, expected[::-1]]))
+
+
+@pytest.mark.parametrize(("rows", "is_in_a_loop"), [(1, True), (2, True), (3, False)])
+def test_few_rows_are_added_up_in_a_loop(rows: int, is_in_a_loop: bool) -> None:
+    lowered = jax.jit(unsigned_product).lower(*operands((rows, 30, 5), 0)).as_text()
+    assert ("dot_general" in lowered) != is_in_a_loop
 
 
 def test_where_a_processor_can_it_is_given_both_kinds_of_bytes(

@@ -4,6 +4,8 @@ import contextlib
 import re
 from pathlib import Path
 
+import jax
+
 from jaxserver.core.ops.unsigned_product import multiply_both_on_cpu
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -20,6 +22,19 @@ def use_processor(told: Path = _CPU_INFO) -> None:
     """
     if multiplies_both(told):
         multiply_both_on_cpu()
+
+
+def compiler_options(told: Path = _CPU_INFO) -> dict[str, str | bool]:
+    """Vectors as wide as the registers, where there are the instructions.
+
+    The compiler takes half of that for processors that are slowed down by wide ones;
+    none that has the instructions is by much. Answers do not depend on it.
+
+    Args:
+        told: As for `use_processor`.
+    """
+    is_wide = jax.default_backend() == "cpu" and multiplies_both(told)
+    return {"xla_cpu_prefer_vector_width": "512"} if is_wide else {}
 
 
 def multiplies_both(told: Path = _CPU_INFO) -> bool:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
-from jaxserver.core.ops.one_of import OneOf, with_one
+from jaxserver.core.ops.one_of import OneOf, as_matrix, with_one
 from jaxserver.core.ops.quantize import PARTS, Int8Weight
 from jaxserver.core.ops.unsigned_product import unsigned_product
 
@@ -45,32 +45,31 @@ def int8_product(
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
     sums, scale = weight.sums.reshape(-1), weight.scale.reshape(-1)
+    values = as_matrix(weight.values, x.shape[1])
     if kernel is None:
-        return _by_unsigned_product(x, weight.values, sums, scale)
+        return _by_unsigned_product(x, values, sums, scale)
     shape = jax.ShapeDtypeStruct((x.shape[0], scale.size), jnp.float32)
     multiply = jax.ffi.ffi_call(kernel, shape, vmap_method="sequential")
 
-    def product(values: Int8[Array, "*out_and_in"]) -> Float[Array, "tokens out"]:
-        multiplied: Array = multiply(x, values.reshape(-1, x.shape[1]), sums, scale)
+    def product(values: Int8[Array, "out in"]) -> Float[Array, "tokens out"]:
+        multiplied: Array = multiply(x, values, sums, scale)
         return multiplied
 
-    y: Array = with_one(weight.values, product)
+    y: Array = with_one(values, product)
     return y
 
 
 def _by_unsigned_product(
     x: Float[Array, "tokens in"],
-    values: Int8[Array, "*out_and_in"] | OneOf,
+    values: Int8[Array, "out in"] | OneOf,
     sums: Int32[Array, " out"],
     scale: Float[Array, " out"],
 ) -> Float[Array, "tokens out"]:
     """Both bytes are rows of one product."""
     both, step = split_bytes(x)
 
-    def product(values: Int8[Array, "*out_and_in"]) -> Int32[Array, "bytes out"]:
-        multiplied: Int32[Array, "bytes out"] = unsigned_product(
-            both, values.reshape(-1, x.shape[1]), sums
-        )
+    def product(values: Int8[Array, "out in"]) -> Int32[Array, "bytes out"]:
+        multiplied: Int32[Array, "bytes out"] = unsigned_product(both, values, sums)
         return multiplied
 
     products: Int32[Array, "bytes out"] = with_one(values, product)

@@ -33,10 +33,13 @@ class Products(NamedTuple):
     Attributes:
         mesh: Where the weights lie.
         kernel: See `int8_product`.
+        tokens: How many of an array's tokens there are, or None if all: those behind
+            them make products of floats long enough, and those of int8 leave them out.
     """
 
     mesh: Mesh | None = None
     kernel: str | None = None
+    tokens: int | None = None
 
 
 ON_ONE_DEVICE = Products()
@@ -46,13 +49,13 @@ def linear(
     x: Float[Array, "tokens *in"],
     weight: Multiplied,
     bias: Float[Array, "*out"] | None = None,
-    kernel: str | None = None,
+    products: Products = ON_ONE_DEVICE,
 ) -> Float[Array, "tokens *out"]:
     """`x @ weight.T + bias` in float32, for any number of axes of input and output."""
     chex.assert_axis_dimension_gteq(x, 0, MIN_CALL_TOKENS)
     flat = x.reshape(x.shape[0], -1)
     if isinstance(weight, Int8Weight | Fp8Weight):
-        out, y = weight.scale.shape, _scaled_product(flat, weight, kernel)
+        out, y = weight.scale.shape, _scaled_product(flat, weight, products)
     else:
         out = weight.shape[: len(weight.shape) - x.ndim + 1]
         y = _product(flat, weight)
@@ -64,10 +67,11 @@ def linear(
 def _scaled_product(
     x: Float[Array, "tokens in"],
     weight: Int8Weight[Array] | Fp8Weight[Array],
-    kernel: str | None,
+    products: Products,
 ) -> Float[Array, "tokens out"]:
     if isinstance(weight, Int8Weight) and x.dtype == jnp.float32:
-        return int8_product(x, weight, kernel)
+        y = int8_product(x[: products.tokens], weight, products.kernel)
+        return pad_tokens(y, x.shape[0])
     return _product(x, weight.values) * weight.scale.reshape(1, -1)
 
 
@@ -119,16 +123,16 @@ def linear_on(
     added up: a token's bits do not depend on how many there are.
 
     Args:
-        products: Where the weight lies, and what multiplies.
+        products: Where the weight lies, what multiplies, and how many tokens.
         axes: Of the weight.
         x: Tokens, which are put where they are needed.
         weight: `[*out *in]`.
         bias: Of the shape of the output.
     """
-    mesh, kernel = products
+    mesh = products.mesh
     num_out = len(axes) - x.ndim + 1
     x = constrain(x, (None, *axes[num_out:]), mesh)
-    y = linear(x, weight, bias, kernel)
+    y = linear(x, weight, bias, products)
     return constrain(y, (None, *axes[:num_out]), mesh)
 
 

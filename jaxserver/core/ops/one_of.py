@@ -23,6 +23,18 @@ class OneOf(NamedTuple):
         return self.arrays[0].shape
 
 
+def as_matrix(
+    array: Shaped[Array, "..."] | OneOf, columns: int
+) -> Shaped[Array, "rows columns"] | OneOf:
+    """Its last dimensions become one of that many columns, and the others one of rows.
+
+    A loop that reads an array in another shape than it has is slow (CPU).
+    """
+    if not isinstance(array, OneOf):
+        return array.reshape(-1, columns)
+    return OneOf(tuple(one.reshape(-1, columns) for one in array.arrays), array.nth)
+
+
 def with_one(
     array: Shaped[Array, "..."] | OneOf,
     use: Callable[[Shaped[Array, "..."]], Shaped[Array, "..."]],

@@ -1,11 +1,15 @@
 """Products of unsigned bytes with signed ones.
 
-Some processors multiply the two at once, and so more of them at a time than signed
-bytes with signed ones (AVX512-VNNI, AMX-INT8). XLA's CPU library has kernels for the
-pair, but `jax.lax.dot_general` converts both sides first. All sums here are integers:
-either form comes to the same ones.
+Of few rows they are sums in a loop: the compiler's own code for it reads weights as
+fast as memory gives them, while a library puts all of them into another order first.
+
+Of more rows they are a library's. Some processors multiply the two at once, and so more
+of them at a time than signed bytes with signed ones (AVX512-VNNI, AMX-INT8). XLA's CPU
+library has kernels for the pair, but `jax.lax.dot_general` converts both sides first.
+All sums here are integers: any form comes to the same ones.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +23,8 @@ from jaxtyping import Array, Int8, Int32, UInt8
 
 SIGN = 0x80
 """The bit by which a byte differs from that byte minus 128."""
+FEW_ROWS = 2
+"""Both bytes of a token, which is what a decode step of one row has."""
 CONTRACT_LAST = (((1,), (1,)), ((), ()))
 
 
@@ -29,6 +35,8 @@ def unsigned_product(
     sums: Int32[Array, " out"],
 ) -> Int32[Array, "rows out"]:
     """`x @ values.T`, exactly; `sums` are those of each output's values."""
+    if x.shape[0] <= FEW_ROWS:
+        return _in_a_loop(x, values)
     product: Array = _unsigned_product.bind(x, values, sums)
     return product
 
@@ -40,6 +48,20 @@ def multiply_both_on_cpu() -> None:
     is many times slower.
     """
     mlir.register_lowering(_unsigned_product, _lower_both, platform="cpu")
+
+
+def _in_a_loop(
+    x: UInt8[Array, "rows in"], values: Int8[Array, "out in"]
+) -> Int32[Array, "rows out"]:
+    """All rows at once: one array alone would be added up in steps, kept in between."""
+    rows, wide = x.astype(jnp.int32), values.astype(jnp.int32)
+    terms = tuple(row[None, :] * wide for row in rows)
+    added = jax.lax.reduce(terms, (jnp.int32(0),) * len(terms), _add_all, (1,))
+    return jnp.stack(added)
+
+
+def _add_all(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(map(jnp.add, some, others))
 
 
 def _by_signed_bytes(

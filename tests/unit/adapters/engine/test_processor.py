@@ -28,3 +28,5 @@ def test_a_processor_that_multiplies_both_kinds_of_bytes_is_used_so(
     monkeypatch.setattr(processor, "multiply_both_on_cpu", lambda: used.append(True))
     processor.use_processor(told)
     assert used == [True] * has_both
+    width = {"xla_cpu_prefer_vector_width": "512"} if has_both else {}
+    assert processor.compiler_options(told) == width
