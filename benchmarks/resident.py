@@ -97,7 +97,6 @@ def building(model: str, slots: int) -> Iterator[str]:
     steps = compiled.steps
     sizes: Mapping[str, Any] = {
         "prefill": steps.prefill,
-        "score": steps.score,
         "decode": steps.decode,
     }
     for kind, each in sizes.items():

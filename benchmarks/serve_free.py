@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxserver import backends, wiring
 from jaxserver.core.transformer import transformer_fns
-from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import Cache, Hidden, ModelFns, Params, TokenBatch
 
 FIRST_LETTER, NUM_LETTERS = 64, 26
 """Of the tokens that are bytes."""
@@ -25,13 +25,16 @@ FIRST_LETTER, NUM_LETTERS = 64, 26
 def free_fns(*given: Any) -> ModelFns:
     fns = transformer_fns(*given)
 
-    def extend(params: Params, cache: Cache, batch: TokenBatch) -> tuple[Any, Cache]:
-        places = batch.start[:, None] + batch.logits_at
+    def run(params: Params, cache: Cache, batch: TokenBatch) -> tuple[Hidden, Cache]:
+        return batch.start, cache
+
+    def read(params: Params, hidden: Hidden, at: Any) -> Any:
+        places = hidden[:, None] + at
         letters = FIRST_LETTER + places % NUM_LETTERS
         is_next = jnp.arange(fns.vocab_size) == letters[..., None]
-        return is_next.astype(jnp.float32), cache
+        return is_next.astype(jnp.float32)
 
-    return fns._replace(extend=extend)
+    return fns._replace(run=run, read=read)
 
 
 if __name__ == "__main__":

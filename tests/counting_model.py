@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import Cache, Hidden, ModelFns, Params, TokenBatch
 
 VOCAB = 16
 POISON = VOCAB - 1
@@ -17,9 +17,7 @@ def counting_model(max_len: int) -> ModelFns:
     def init_cache(num_pages: int) -> Int[Array, "pages max_len"]:
         return jnp.zeros((num_pages, max_len), jnp.int32)
 
-    def extend(
-        params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+    def run(params: Params, cache: Cache, batch: TokenBatch) -> tuple[Hidden, Cache]:
         rows, time = batch.tokens.shape
         if batch.page_table is None:
             pages = jnp.arange(rows, dtype=jnp.int32)
@@ -30,13 +28,19 @@ def counting_model(max_len: int) -> ModelFns:
             steps < batch.length[:, None], batch.start[:, None] + steps, max_len
         )
         cache = cache.at[pages[:, None], at].set(batch.tokens, mode="drop")
-        reads = batch.start[:, None] + batch.logits_at
+        reads = batch.start[:, None] + steps
         places = jnp.arange(max_len, dtype=jnp.int32)[None, None, :]
         held = jnp.where(places <= reads[:, :, None], cache[pages][:, None, :], 0)
         following = jnp.sum(held, axis=-1) % VOCAB
         is_poisoned = jnp.any(held == POISON, axis=-1)[:, :, None]
         logits = jax.nn.one_hot(following, VOCAB, dtype=jnp.float32) * params
         return jnp.where(is_poisoned, jnp.nan, logits), cache
+
+    def read(
+        params: Params, hidden: Hidden, at: Int[Array, "rows reads"]
+    ) -> Float[Array, "rows reads vocab"]:
+        logits: Array = jnp.take_along_axis(hidden, at[:, :, None], 1)
+        return logits
 
     def copy_pages(
         cache: Cache,
@@ -50,7 +54,8 @@ def counting_model(max_len: int) -> ModelFns:
 
     return ModelFns(
         init_cache=init_cache,
-        extend=extend,
+        run=run,
+        read=read,
         copy_pages=copy_pages,
         cache_axes=lambda shape: ("pages", None),
         page_size=max_len,

@@ -62,10 +62,6 @@ def compiled(engine: EngineConfig) -> CompiledSteps:
                 time: functools.partial(shared.get, "prefill", time)
                 for time in steps.prefill
             },
-            score={
-                time: functools.partial(shared.get, "score", time)
-                for time in steps.score
-            },
         )
     executables = CompiledSteps(steps)
     executables.compile_all(lambda stage, done, total: None)

@@ -75,6 +75,8 @@ def chunk_of(parts: Sequence[Part], engine: EngineConfig, time: int) -> PrefillC
         length=np.zeros(count, np.int32),
         is_last=np.zeros(count, np.bool_),
     )
+    if time == engine.score_length:
+        arrays["targets"] = np.full((count, time), -1, np.int32)
     for row, part in enumerate(parts):
         arrays["tokens"][row, : len(part.tokens)] = part.tokens
         arrays["slots"][row], arrays["start"][row] = part.slot, part.start
@@ -126,7 +128,8 @@ class Stepper:
         chunk = chunk_of(parts, self.engine, time)
         run = self.get("prefill", time)
         state, prefilled = run(self.params, self.state, chunk)
-        self.state, outcome = self.begin(state, chunk.beginning, prefilled)
+        unscored = prefilled._replace(scores=None)
+        self.state, outcome = self.begin(state, chunk.beginning, unscored)
         host: Outcome = jax.tree.map(np.asarray, outcome)
         return host
 

@@ -100,6 +100,8 @@ class EngineConfig:
             the fewest that a call has, which are padded to.
         call_tokens: The call of a prefill takes as long, besides its tokens, as so many
             more would.
+        least_match: How many tokens have to match so that what followed on them before
+            is guessed; more than one where a guess costs something.
         ageing_seconds: A request that has waited so long is as urgent as one of the
             next lower priority.
     """
@@ -119,6 +121,7 @@ class EngineConfig:
     prefix_cache: bool = True
     speculates: bool = True
     free_tokens: int = MIN_CALL_TOKENS
+    least_match: int = 1
     call_tokens: int = 24
     ageing_seconds: float = 10.0
 

@@ -1,5 +1,6 @@
 """The second of the engine's two steps: a block of tokens for every row."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jaxserver.core.decode_state import DecodeState, RowArrays
 from jaxserver.core.processors import Processing
 from jaxserver.core.sampling import Choice
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.speculative import with_guesses
+from jaxserver.core.speculative import look_up, with_guesses
 from jaxserver.core.steps import RUNNING, UNSOUND, Outcome, choose_next, ends_of
 from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
@@ -39,11 +40,15 @@ class BlockSizes(NamedTuple):
         rows: How many slots, from the first on.
         longest: How many tokens a row chooses at most.
         drafts: How many guessed tokens are run beside each row's last one.
+        least_match: How many tokens have to stand where those at the end of the row
+            stood before, so that what follows there is guessed. If more than one has
+            to, guesses cost something: a step without any runs one token of a row.
     """
 
     rows: int
     longest: int
     drafts: int = 0
+    least_match: int = 1
 
 
 class _Progress(NamedTuple):
@@ -103,18 +108,36 @@ def decode(
     def goes_on(progress: _Progress) -> Bool[Array, ""]:
         return jnp.any(_wanting(progress, most))
 
-    def step(progress: _Progress) -> _Progress:
-        run, cache = _run(fns, params, (mine, table), (most, sizes.drafts), progress)
+    def step(sizes: BlockSizes, progress: _Progress) -> _Progress:
+        run, cache = _run(fns, params, (mine, table), (most, sizes), progress)
         chosen = _choose(fns, mine, run, (most, progress))
         return chosen._replace(state=chosen.state._replace(cache=cache))
 
+    def is_guessing(progress: _Progress) -> Bool[Array, ""]:
+        history, useful = _last(mine, (most, sizes), progress)
+        draft = look_up(history, sizes.drafts, sizes.least_match)
+        return goes_on(progress) & jnp.any((useful > 0) & (draft.length > 0))
+
+    def is_plain(progress: _Progress) -> Bool[Array, ""]:
+        return goes_on(progress) & ~is_guessing(progress)
+
+    plain = functools.partial(step, sizes._replace(drafts=0))
+    guessing = functools.partial(step, sizes)
+
+    def by_turns(progress: _Progress) -> _Progress:
+        before: _Progress = jax.lax.while_loop(is_plain, plain, progress)
+        after: _Progress = jax.lax.while_loop(is_guessing, guessing, before)
+        return after
+
+    is_choosy = sizes.drafts > 0 and sizes.least_match > 1 and fns.guess is None
     first = _Progress(state, _nothing(sizes, fns.vocab_size))
-    done: _Progress = jax.lax.while_loop(goes_on, step, first)
+    steps = by_turns if is_choosy else guessing
+    done: _Progress = jax.lax.while_loop(goes_on, steps, first)
     return done.state, done.outcome
 
 
 def _nothing(sizes: BlockSizes, vocab: int) -> Outcome:
-    rows, longest, _ = sizes
+    rows, longest = sizes.rows, sizes.longest
     top = min(MAX_TOP_LOGPROBS, vocab)
     zeros = jnp.zeros(rows, jnp.int32)
     return Outcome(
@@ -136,28 +159,38 @@ def _wanting(progress: _Progress, most: Int[Array, ""]) -> Bool[Array, " rows"]:
     return progress.state.active[: counts.shape[0]] & (counts < most)
 
 
+def _last(
+    mine: RowArrays, size: tuple[Int[Array, ""], BlockSizes], progress: _Progress
+) -> tuple[History, Int[Array, " rows"]]:
+    """What the rows hold, and for how many guesses each has use."""
+    (most, sizes), (state, outcome) = size, progress
+    lengths = state.lengths[: sizes.rows]
+    history = History(state.tokens[: sizes.rows], mine.prompt_length, lengths)
+    room = jnp.minimum(most - outcome.counts, mine.limit - lengths)
+    wanted = _wanting(progress, most).astype(jnp.int32)
+    return history, wanted * jnp.clip(room - 1, 0, sizes.drafts)
+
+
 def _run(
     fns: ModelFns,
     params: Params,
     given: tuple[RowArrays, Int[Array, "rows pages"] | None],
-    size: tuple[Int[Array, ""], int],
+    size: tuple[Int[Array, ""], BlockSizes],
     progress: _Progress,
 ) -> tuple[_Run, Cache]:
     """Runs each row's last token, and after it as many guesses as there is room for."""
-    (mine, table), (most, drafts), (state, outcome) = given, size, progress
-    rows, max_len = outcome.counts.shape[0], state.tokens.shape[1]
+    (mine, table), (most, sizes), (state, _) = given, size, progress
+    rows, max_len = sizes.rows, state.tokens.shape[1]
     lengths, cache = state.lengths[:rows], state.cache
     held = jnp.maximum(lengths - 1, 0)
     slots = jnp.arange(rows, dtype=jnp.int32)
     tokens = state.tokens[slots, jnp.minimum(held, max_len - 1)][:, None]
     wanted = _wanting(progress, most).astype(jnp.int32)
     batch = TokenBatch(tokens, held, wanted, table, jnp.zeros((rows, 1), jnp.int32))
-    if drafts:
-        history = History(state.tokens[:rows], mine.prompt_length, lengths)
-        room = jnp.minimum(most - outcome.counts, mine.limit - lengths)
-        useful = wanted * jnp.clip(room - 1, 0, drafts)
-        last = (batch, history, useful)
-        batch, cache = with_guesses(fns, params, cache, last, drafts)
+    if sizes.drafts:
+        last = (batch, *_last(mine, size, progress))
+        guesses = (sizes.drafts, sizes.least_match)
+        batch, cache = with_guesses(fns, params, cache, last, guesses)
     logits, cache = fns.extend(params, cache, batch)
     return _Run(batch, logits), cache
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Compiled
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode import Block, BlockSizes, decode
@@ -33,12 +33,12 @@ from jaxserver.core.steps import (
     put_page,
     take_page,
 )
-from jaxserver.ports.model import Axes, Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import Axes, Cache, Hidden, ModelFns, Params, TokenBatch
 from jaxserver.ports.processors import Processors
 
-Kind = Literal["init", "adopt", "prefill", "score", "begin", "decode", "take", "put"]
+Kind = Literal["init", "adopt", "prefill", "begin", "decode", "take", "put"]
 """Of an executable."""
-_WITH_WEIGHTS = frozenset({"prefill", "score", "decode"})
+_WITH_WEIGHTS = frozenset({"prefill", "decode"})
 
 
 class Steps(NamedTuple):
@@ -65,7 +65,6 @@ class Steps(NamedTuple):
     init: Callable[[], Compiled]
     adopt: Callable[[], Compiled]
     prefill: Mapping[int, Callable[[], Compiled]]
-    score: Mapping[int, Callable[[], Compiled]]
     begin: Callable[[], Compiled]
     decode: Mapping[int, Callable[[], Compiled]]
     take: Mapping[int, Callable[[], Compiled]]
@@ -114,12 +113,12 @@ def build_steps(
         return lowered.compile(options if kind in _WITH_WEIGHTS else None)
 
     def decode_at(rows: int) -> Callable[..., Any]:
-        sizes = BlockSizes(rows, engine.max_stream_tokens, engine.drafts(rows))
+        longest, drafts = engine.max_stream_tokens, engine.drafts(rows)
+        sizes = BlockSizes(rows, longest, drafts, engine.least_match)
         return functools.partial(decode, fns, sizes)
 
     late = functools.partial
     first, whole = late(prefill, fns), replicated(mesh)
-    scored = () if engine.score_length is None else (engine.score_length,)
     moves = (0,) if fns.token_axes else ()
     return Steps(
         init=compile_init,
@@ -128,7 +127,6 @@ def build_steps(
             time: late(build, first, outs, "prefill", time)
             for time in engine.prefill_lengths
         },
-        score={time: late(build, first, outs, "score", time) for time in scored},
         begin=late(build, late(begin, fns), outs, "begin", 0),
         decode={
             rows: late(build, decode_at(rows), outs, "decode", rows)
@@ -166,18 +164,22 @@ def on_devices(fns: ModelFns, params: Params, mesh: Mesh) -> ModelFns:
         places = jax.tree.map(lambda leaf: gathered(leaf.sharding), params)
         return jax.lax.with_sharding_constraint(weights, places)
 
-    def extend(
-        params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
-        logits, cache = fns.extend(put(params), cache, batch)
-        return constrain(logits, (None, None, None), mesh), cache
+    def run(params: Params, cache: Cache, batch: TokenBatch) -> tuple[Hidden, Cache]:
+        return fns.run(put(params), cache, batch)
+
+    def read(
+        params: Params, hidden: Hidden, at: Int[Array, "rows reads"]
+    ) -> Float[Array, "rows reads vocab"]:
+        logits = fns.read(put(params), hidden, at)
+        return constrain(logits, (None, None, None), mesh)
 
     def encode(
         params: Params, cache: Cache, rows: Array, tokens: Array, length: Array
     ) -> Cache:
         return encode_there(put(params), cache, rows, tokens, length)
 
-    return fns._replace(extend=extend, encode=encode if encode_there else None)
+    encoding = encode if encode_there else None
+    return fns._replace(run=run, read=read, encode=encoding)
 
 
 def _inputs(
@@ -188,9 +190,10 @@ def _inputs(
 ) -> tuple[Any, ...]:
     shapes, engine, vocab = sizes
     shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
-    if kind in {"prefill", "score"}:
+    if kind == "prefill":
         chunk = _chunk_shape(shapes.rows, engine, size, everywhere)
-        return (chunk._replace(targets=chunk.tokens if kind == "score" else None),)
+        is_scored = size == engine.score_length
+        return (chunk._replace(targets=chunk.tokens if is_scored else None),)
     number = shape((), jnp.int32)
     if kind == "take":
         return (number,)

@@ -1,4 +1,4 @@
-"""Guesses at a row's next tokens, which cost nothing where rows are padded anyway.
+"""Guesses at a row's next tokens, which cost little where rows are padded anyway.
 
 A guess is run beside the row's last token. The tokens are chosen one after the other
 from the logits as if there had been none; those after the first that was guessed wrong
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.sampling_arrays import History
-from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import Cache, Hidden, ModelFns, Params, TokenBatch
 
 LONGEST_MATCH = 4
 """A longer run of equal tokens is no better a reason to go on as there."""
@@ -30,7 +30,7 @@ def with_guesses(
     params: Params,
     cache: Cache,
     given: tuple[TokenBatch, History, Int[Array, " rows"]],
-    count: int,
+    most: tuple[int, int],
 ) -> tuple[TokenBatch, Cache]:
     """Appends guesses to the last tokens of some rows, whose logits are all wanted.
 
@@ -40,11 +40,11 @@ def with_guesses(
         cache: Where a model that guesses may keep something.
         given: The last tokens, what the rows hold, and how many guesses each has use
             for.
-        count: The most of those.
+        most: How many guesses a row may have, and the least that has to match.
     """
-    batch, history, useful = given
+    (batch, history, useful), (count, least_match) = given, most
     if fns.guess is None:
-        draft = look_up(history, count)
+        draft = look_up(history, count, least_match)
     else:
         tokens, cache = fns.guess(params, cache, batch._replace(length=useful), count)
         draft = Draft(tokens, jnp.full_like(useful, count))
@@ -58,7 +58,7 @@ def with_guesses(
     return longer, cache
 
 
-def look_up(history: History, count: int) -> Draft:
+def look_up(history: History, count: int, least_match: int = 1) -> Draft:
     """Goes on as after the last place where the row's newest tokens stood before.
 
     Prompt lookup (Saxena 2023): among the earlier positions, that up to which the most
@@ -68,11 +68,12 @@ def look_up(history: History, count: int) -> Draft:
     Args:
         history: Of some rows.
         count: How many tokens to guess.
+        least_match: With fewer nothing is guessed; at most `LONGEST_MATCH`.
     """
-    return jax.vmap(lambda row: _look_up_row(row, count))(history)
+    return jax.vmap(lambda row: _look_up_row(row, count, least_match))(history)
 
 
-def _look_up_row(history: History, count: int) -> Draft:
+def _look_up_row(history: History, count: int, least_match: int) -> Draft:
     tokens, last = history.tokens, history.length - 1
     max_len = tokens.shape[0]
     at = jnp.arange(max_len, dtype=jnp.int32)
@@ -86,7 +87,7 @@ def _look_up_row(history: History, count: int) -> Draft:
     best = jnp.argmax(jnp.where(matched > 0, matched * max_len + at, 0)).astype(
         jnp.int32
     )
-    is_found = matched[best] > 0
+    is_found = matched[best] >= least_match
     period = jnp.maximum(last - best, 1)
     ahead = jnp.arange(count, dtype=jnp.int32) % period
     following = tokens.at[best + 1 + ahead].get(mode="clip")
@@ -119,13 +120,15 @@ def with_draft_model(model: ModelFns, draft: ModelFns) -> ModelFns:
     def init_cache(num_pages: int) -> Cache:
         return Pair(model.init_cache(num_pages), draft.init_cache(num_pages))
 
-    def extend(
-        params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
-        logits, run = model.extend(params.model, cache.model, batch)
-        unread = batch._replace(logits_at=batch.logits_at[:, :1])
-        _, run_beside = draft.extend(params.draft, cache.draft, unread)
-        return logits, Pair(run, run_beside)
+    def run(params: Params, cache: Cache, batch: TokenBatch) -> tuple[Hidden, Cache]:
+        hidden, kept = model.run(params.model, cache.model, batch)
+        _, kept_beside = draft.run(params.draft, cache.draft, batch)
+        return hidden, Pair(kept, kept_beside)
+
+    def read(
+        params: Params, hidden: Hidden, at: Int[Array, "rows reads"]
+    ) -> Float[Array, "rows reads vocab"]:
+        return model.read(params.model, hidden, at)
 
     def copy_pages(
         cache: Cache,
@@ -159,7 +162,8 @@ def with_draft_model(model: ModelFns, draft: ModelFns) -> ModelFns:
 
     return model._replace(
         init_cache=init_cache,
-        extend=extend,
+        run=run,
+        read=read,
         copy_pages=copy_pages,
         token_axes=Pair(model.token_axes, draft.token_axes),
         guess=guess,

@@ -1,6 +1,8 @@
 """The first of the engine's two steps, prefill, and what both share."""
 
 import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -18,6 +20,8 @@ from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 
 RUNNING, STOP, LENGTH, UNSOUND = range(4)
 """Why a row ended: not at all, an end token, its limit, NaN in its logits."""
+SCORED_TOGETHER = 16
+"""Positions of a row whose logits are there at a time: few, for they take much room."""
 
 
 class PrefillChunk(NamedTuple):
@@ -29,8 +33,8 @@ class PrefillChunk(NamedTuple):
         length: Tokens that count.
         is_last: The chunk ends the prompt: the first token of the answer is chosen.
         rows: What the requests bring.
-        targets: The token after each, whose log-probability those learn who want any;
-            None where nobody does.
+        targets: The token after each, whose log-probability is wanted; below 0 where
+            it is not, and None where that cannot be.
     """
 
     slots: Int[Array, " rows"]
@@ -87,7 +91,7 @@ class Prefilled(NamedTuple):
     Attributes:
         logits: After its last token.
         held: How many tokens each row holds now.
-        scores: Of a prompt's own tokens; None where nobody wants them.
+        scores: Of a prompt's own tokens; None where the chunk has no targets.
     """
 
     logits: Float[Array, "rows vocab"]
@@ -152,7 +156,7 @@ def prefill(
     if fns.encode is not None:
         cache = fns.encode(params, cache, chunk.slots, chunk.tokens, chunk.length)
         chunk = _decoder_prompt(fns, chunk)
-    logits, cache, scores = _extend_chunk(fns, params, cache, chunk)
+    logits, cache, scores = _run_chunk(fns, params, cache, chunk)
     time = chunk.tokens.shape[1]
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     at = jnp.where(steps < chunk.length[:, None], chunk.start[:, None] + steps, max_len)
@@ -225,52 +229,62 @@ def choose_next(
     return choose_rows(logits, rows.sampling, history, wanted, mask, asked)
 
 
-def _extend_chunk(
+def _run_chunk(
     fns: ModelFns, params: Params, cache: Cache, chunk: PrefillChunk
 ) -> tuple[Float[Array, "rows vocab"], Cache, Scores | None]:
     """Runs a chunk; the logits after its last token, and scores where wanted."""
     last = jnp.maximum(chunk.length - 1, 0)[:, None]
-    time = jnp.arange(chunk.tokens.shape[1], dtype=jnp.int32)[None, :]
-    logits, cache = fns.extend(
-        params,
-        cache,
-        TokenBatch(
-            tokens=chunk.tokens,
-            start=chunk.start,
-            length=chunk.length,
-            page_table=chunk.pages,
-            logits_at=last if chunk.targets is None else time + jnp.zeros_like(last),
-        ),
-    )
+    batch = TokenBatch(chunk.tokens, chunk.start, chunk.length, chunk.pages, last)
+    hidden, cache = fns.run(params, cache, batch)
+    logits = fns.read(params, hidden, last)[:, 0]
     if chunk.targets is None:
-        return logits[:, 0], cache, None
-    scores = _score(logits, chunk.targets, chunk)
-    return jnp.take_along_axis(logits, last[:, :, None], axis=1)[:, 0], cache, scores
+        return logits, cache, None
+    read = functools.partial(fns.read, params, hidden)
+    time = jnp.arange(chunk.tokens.shape[1], dtype=jnp.int32)[None, :]
+    wanted = (time < chunk.length[:, None]) & (chunk.targets >= 0)
+    return logits, cache, _score(fns, read, chunk.targets, wanted)
 
 
 def _score(
-    logits: Float[Array, "rows time vocab"],
+    fns: ModelFns,
+    read: Callable[[Int[Array, "rows reads"]], Float[Array, "rows reads vocab"]],
     targets: Int[Array, "rows time"],
-    chunk: PrefillChunk,
+    wanted: Bool[Array, "rows time"],
 ) -> Scores:
-    """Position after position, so that one costs what it needs and is as it is."""
-    vocab = logits.shape[-1]
+    """Position after position, so that one costs what it needs and is as it is.
+
+    Where nobody wants any it costs nothing.
+    """
+    (rows, time), vocab = targets.shape, fns.vocab_size
     nothing = no_choice(vocab)
-    time = jnp.arange(targets.shape[1], dtype=jnp.int32)[None, :]
-    wanted = (time < chunk.length[:, None]) & chunk.rows.sampling.logprobs[:, None]
+    unscored = (nothing.logprob, nothing.top_ids, nothing.top_logprobs)
+    some = math.gcd(time, SCORED_TOGETHER)
 
     def score(position: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        one, target, is_wanted = position
+        logits, target, is_wanted = position
         scored: tuple[Array, Array, Array] = jax.lax.cond(
-            is_wanted,
-            lambda: report(one, target),
-            lambda: (nothing.logprob, nothing.top_ids, nothing.top_logprobs),
+            is_wanted, lambda: report(logits, target), lambda: unscored
         )
         return scored
 
-    flat = (logits.reshape(-1, vocab), targets.reshape(-1), wanted.reshape(-1))
-    scored = jax.lax.map(score, flat)
-    return Scores(*(x.reshape(*targets.shape, *x.shape[1:]) for x in scored))
+    def score_some(given: tuple[Array, Array, Array]) -> Scores:
+        first, targets, wanted = given
+        at = first + jnp.arange(some, dtype=jnp.int32)[None, :]
+        logits = read(jnp.broadcast_to(at, (rows, some))).reshape(-1, vocab)
+        scored = jax.lax.map(score, (logits, targets.reshape(-1), wanted.reshape(-1)))
+        return Scores(*(x.reshape(rows, some, *x.shape[1:]) for x in scored))
+
+    def score_all() -> Scores:
+        firsts = jnp.arange(0, time, some, dtype=jnp.int32)
+        pieces = (jnp.stack(jnp.split(x, time // some, 1)) for x in (targets, wanted))
+        found = jax.lax.map(score_some, (firsts, *pieces))
+        return Scores(*(jnp.concatenate(list(x), 1) for x in found))
+
+    def score_none() -> Scores:
+        return Scores(*(jnp.broadcast_to(x, (rows, time, *x.shape)) for x in unscored))
+
+    scores: Scores = jax.lax.cond(jnp.any(wanted), score_all, score_none)
+    return scores
 
 
 def _decoder_prompt(fns: ModelFns, chunk: PrefillChunk) -> PrefillChunk:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.compute import ON_CPU, Compute
-from jaxserver.core.config import MIN_CALL_TOKENS, ModelConfig
+from jaxserver.core.config import ModelConfig
 from jaxserver.core.kv_cache import (
     KVCache,
     copy_pages,
@@ -38,7 +38,7 @@ from jaxserver.core.ops.paged import LayerCache
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from jaxserver.core.params import LayerParams, Weights, layer_at
 from jaxserver.core.sharding import constrain, num_devices
-from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, TokenBatch
+from jaxserver.ports.model import Axes, LogicalAxis, ModelFns, Read, Run, TokenBatch
 
 
 class Build(NamedTuple):
@@ -83,14 +83,17 @@ def transformer_fns(
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     products = Products(mesh, compute.kernel("int8_product"))
     build = Build(config, table, products, compute.dtype, form)
-    run = functools.partial(extend, build)
+    some_run: Run = functools.partial(run, build)
+    some_read: Read = functools.partial(read, build)
     if compute.rounds_float32:
-        run = jax.default_matmul_precision("highest")(run)
+        exactly = jax.default_matmul_precision("highest")
+        some_run, some_read = exactly(some_run), exactly(some_read)
     return ModelFns(
         init_cache=functools.partial(
             init_cache, config, page_size=page_size, dtype=cache_dtype, layout=layout
         ),
-        extend=run,
+        run=some_run,
+        read=some_read,
         copy_pages=functools.partial(copy_pages, layout=layout),
         cache_axes=lambda shape: kv_axes(layout),
         token_axes=token_axes(config.num_layers, layout),
@@ -100,17 +103,16 @@ def transformer_fns(
     )
 
 
-def extend(
+def run(
     build: Build, params: Weights, cache: KVCache, batch: TokenBatch
-) -> tuple[Float[Array, "rows reads vocab"], KVCache]:
-    """Runs some tokens of some rows; see `ports.model.Extend`.
+) -> tuple[Float[Array, "rows time embed"], KVCache]:
+    """Runs some tokens of some rows; see `ports.model.Run`.
 
     On a mesh every device sees all tokens, so that a token's bits do not depend on how
     many there are; the weights are split, and attention is with the cache.
     """
-    config, mesh = build.config, build.products.mesh
-    rows, time = batch.tokens.shape
-    chex.assert_equal(len(params.layers), config.num_layers)
+    mesh, (rows, time) = build.products.mesh, batch.tokens.shape
+    chex.assert_equal(len(params.layers), build.config.num_layers)
     build = build._replace(products=build.products._replace(tokens=rows * time))
     steps = jnp.arange(time, dtype=jnp.int32)[None, :]
     positions = batch.start[:, None] + steps
@@ -120,17 +122,26 @@ def extend(
     is_looped = "layers" in build.attention.layout.keys
     run_layers = _run_in_loop if is_looped else _run_in_turn
     x, cache = run_layers(build, params.layers, (x, cache), (batch, positions))
-    by_row = x[: rows * time].reshape(rows, time, -1)
-    read = jnp.take_along_axis(by_row, batch.logits_at[:, :, None], 1, mode="clip")
-    reads = batch.logits_at.shape[1]
-    wanted = pad_tokens(read.reshape(rows * reads, -1), MIN_CALL_TOKENS)
-    head = params.embedding if params.head is None else params.head
-    normed = whole(rms_norm(wanted, params.norm, config.norm_eps))
+    return x[: rows * time].reshape(rows, time, -1), cache
+
+
+def read(
+    build: Build,
+    params: Weights,
+    hidden: Float[Array, "rows time embed"],
+    at: Int[Array, "rows reads"],
+) -> Float[Array, "rows reads vocab"]:
+    """Logits after some tokens; see `ports.model.Read`."""
+    rows, reads = at.shape
     products = build.products._replace(tokens=rows * reads)
+    wanted = jnp.take_along_axis(hidden, at[:, :, None], 1, mode="clip")
+    wanted = pad_tokens(wanted.reshape(rows * reads, -1))
+    head = params.embedding if params.head is None else params.head
+    normed = rms_norm(wanted, params.norm, build.config.norm_eps)
+    normed = constrain(normed, (None, None), build.products.mesh)
     logits = linear_on(products, ("vocab", "embed"), normed, head)
     logits = refine_likeliest(logits, normed, head)
-    by_read = logits[: rows * reads].reshape(rows, reads, -1)
-    return by_read, cache
+    return logits[: rows * reads].reshape(rows, reads, -1)
 
 
 def _run_in_loop(

@@ -9,6 +9,7 @@ from jaxserver.ports.processors import LogitsProcessor
 
 Params: TypeAlias = Any  # A pytree of arrays whose layout only its model knows.
 Cache: TypeAlias = Any  # Likewise; the engine only allocates, donates and passes it on.
+Hidden: TypeAlias = Any  # Likewise: what a model has of each token that it has run.
 
 LogicalAxis: TypeAlias = Literal[
     "batch", "embed", "heads", "kv_heads", "mlp", "vocab", "pages"
@@ -30,7 +31,7 @@ class TokenBatch(NamedTuple):
         start: Tokens each row held before this call, the position of its first token.
         length: Tokens of this call that count; the rest are neither written nor read.
         page_table: The pages that hold each row, in order; None where row i is page i.
-        logits_at: Which of the `time` tokens to return logits for.
+        logits_at: Which of the `time` tokens `extend` returns logits for.
     """
 
     tokens: Int[Array, "rows time"]
@@ -46,10 +47,10 @@ class InitCache(Protocol):
         ...
 
 
-class Extend(Protocol):
+class Run(Protocol):
     def __call__(
         self, params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+    ) -> tuple[Hidden, Cache]:
         """Runs a batch and appends its keys and values to the cache.
 
         Prefill is a long `time`, a decode step is `time == 1`, and checking a draft of
@@ -57,6 +58,14 @@ class Extend(Protocol):
         `start + length` on are never attended to, so rolling back is a smaller `start`.
         Positions outside the row's pages are dropped.
         """
+        ...
+
+
+class Read(Protocol):
+    def __call__(
+        self, params: Params, hidden: Hidden, at: Int[Array, "rows reads"]
+    ) -> Float[Array, "rows reads vocab"]:
+        """Logits after some of the tokens of a batch that has been run."""
         ...
 
 
@@ -122,7 +131,8 @@ class ModelFns(NamedTuple):
 
     Attributes:
         init_cache: Allocates the cache.
-        extend: Runs tokens.
+        run: Runs tokens.
+        read: Says what may come after them.
         copy_pages: Copies tokens between pages.
         cache_axes: What the dimensions of one leaf of the cache mean, by its shape.
         page_size: Tokens a page holds; `max_len` where a page is a whole row.
@@ -143,7 +153,8 @@ class ModelFns(NamedTuple):
     """
 
     init_cache: InitCache
-    extend: Extend
+    run: Run
+    read: Read
     copy_pages: CopyPages
     cache_axes: Callable[[tuple[int, ...]], Axes]
     page_size: int
@@ -157,3 +168,10 @@ class ModelFns(NamedTuple):
     guess: Guess | None = None
     processors: tuple[tuple[str, LogitsProcessor], ...] = ()
     token_axes: Any = None
+
+    def extend(
+        self, params: Params, cache: Cache, batch: TokenBatch
+    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+        """Runs a batch and reads it where it says; see `Run`."""
+        hidden, cache = self.run(params, cache, batch)
+        return self.read(params, hidden, batch.logits_at), cache

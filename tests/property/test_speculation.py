@@ -1,5 +1,6 @@
 """Whoever guesses, and however well, an answer is bitwise what it is without."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from tests.tiny import tiny_model
 MAX_LEN = 128
 PLAIN = EngineConfig(slots=1, max_len=MAX_LEN, max_stream_tokens=8, speculates=False)
 GUESSING = EngineConfig(slots=1, max_len=MAX_LEN, max_stream_tokens=8)
+CHOOSY = dataclasses.replace(GUESSING, least_match=3)
 SAMPLINGS = [
     SamplingParams(greedy=True, logprobs=20),
     SamplingParams(temperature=0.25, top_k=3, logprobs=20),
@@ -66,7 +68,9 @@ def _first(outcome: Outcome, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "draft_seed", [None, 0, 1], ids=["ngram", "a draft like the model", "another"]
+    ("draft_seed", "engine"),
+    [(None, GUESSING), (None, CHOOSY), (0, GUESSING), (1, CHOOSY)],
+    ids=["ngram", "a long ngram", "a draft like the model", "another"],
 )
 @given(
     kept=st.sampled_from(["float32", "int8"]),
@@ -78,6 +82,7 @@ def _first(outcome: Outcome, name: str) -> list[float]:
 )
 def test_guesses_change_no_bit_of_an_answer(
     draft_seed: int | None,
+    engine: EngineConfig,
     kept: str,
     prompt: list[int],
     sampling: SamplingParams,
@@ -88,7 +93,7 @@ def test_guesses_change_no_bit_of_an_answer(
     limit = min(MAX_LEN, len(prompt) + limit)
     wish = Wish(prompt=tuple(prompt), limit=limit, sampling=sampling, seed=seed)
     plain = answered(stepper_of(kept, None, PLAIN), wish, blocks)
-    guessed = answered(stepper_of(kept, draft_seed, GUESSING), wish, blocks)
+    guessed = answered(stepper_of(kept, draft_seed, engine), wish, blocks)
     assert guessed.tokens == plain.tokens
     assert guessed.said == plain.said
     assert plain.drafted == 0

@@ -59,7 +59,6 @@ class CompiledSteps:
             ("adopt", 0): steps.adopt,
             ("begin", 0): steps.begin,
             **{("prefill", time): build for time, build in steps.prefill.items()},
-            **{("score", time): build for time, build in steps.score.items()},
             **{("decode", rows): build for rows, build in steps.decode.items()},
             **{("take", size): build for size, build in steps.take.items()},
             **{("put", size): build for size, build in steps.put.items()},

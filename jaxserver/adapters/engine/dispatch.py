@@ -26,7 +26,6 @@ from jaxserver.adapters.engine.requests import (
 from jaxserver.core import steps
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import DecodeState
-from jaxserver.core.executables import Kind
 from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan
 from jaxserver.ports.errors import EngineFailed, JaxServerError
 from jaxserver.ports.model import Params
@@ -130,9 +129,11 @@ class Device:
         engine, known = self._engine, self._compiled.steps
         someone, pages = {0: _someone(engine)}, tuple(range(engine.pages_per_row))
         chunk = Chunk(0, 0, 0, (0,), True, pages, None)
-        plans = [PrefillPlan((chunk,), time) for time in known.prefill]
-        scored = chunk._replace(targets=())
-        plans += [PrefillPlan((scored,), time) for time in known.score]
+        scored = chunk._replace(targets=(0,))
+        plans = [
+            PrefillPlan((scored if time == engine.score_length else chunk,), time)
+            for time in known.prefill
+        ]
         orders = [self._prefill_order(plan, someone) for plan in plans]
         for rows in known.decode:
             block = decode_block(DecodePlan({0: 0}, rows, 1, {0: pages}), engine)
@@ -228,8 +229,7 @@ class Device:
         self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
     ) -> Order:
         inputs = prefill_chunk(plan, requests, self._engine, self._processors)
-        kind: Kind = "score" if plan.is_scored else "prefill"
-        return Order(kind, plan.time, (inputs,))
+        return Order("prefill", plan.time, (inputs,))
 
     def decode(self, plan: DecodePlan, now: float) -> Dispatch:
         """Starts a decode block; its outcome's rows are slots."""
@@ -262,6 +262,8 @@ def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     outcome, known = dispatch.outcome, map(requests.get, dispatch.rows.values())
     if all(one is None or one.sampling.logprobs is None for one in known):
         outcome = outcome._replace(**_UNASKED)
+    if not (isinstance(dispatch.plan, PrefillPlan) and dispatch.plan.is_scored):
+        outcome = outcome._replace(scores=None)
     outcome = jax.device_get(outcome)
     scores = _scores(outcome, dispatch.plan, requests)
     events = [

@@ -62,7 +62,7 @@ def prefill_chunk(
     tokens = np.zeros((count, plan.time), np.int32)
     start, length = np.zeros((2, count), np.int32)
     is_last = np.zeros(count, np.bool_)
-    targets = np.zeros_like(tokens) if plan.is_scored else None
+    targets = np.full_like(tokens, -1) if plan.time == engine.score_length else None
     for row, part in enumerate(plan.chunks):
         tokens[row, : part.length] = part.tokens
         pages[row, : len(part.pages)] = part.pages

@@ -14,7 +14,7 @@ from jax._src.distributed import global_state  # the barrier has no public name
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Kind, Steps
 
-KINDS: tuple[Kind, ...] = ("init", "adopt", "prefill", "score", "decode")
+KINDS: tuple[Kind, ...] = ("init", "adopt", "prefill", "decode")
 IDLE_SECONDS = 1.0
 """How often something is said where there is nothing to do."""
 NOTHING, STOP = len(KINDS), len(KINDS) + 1
@@ -136,7 +136,6 @@ class Broadcast:
 def most_bytes(steps: Steps, engine: EngineConfig) -> int:
     """Of the longest order there is."""
     chunks = [steps.inputs("prefill", time) for time in engine.prefill_lengths]
-    chunks += [steps.inputs("score", time) for time in steps.score]
     blocks = [steps.inputs("decode", rows) for rows in engine.decode_ladder]
     longest: int = max(
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -39,7 +39,7 @@ def missing_of_cache(model: Any, sizes: Sizes) -> str | None:
     try:
         row, extend = cached(model, sizes)
         token, start = jnp.zeros(1, jnp.int32), jnp.int32(0)
-        piece = Piece(token, start, token)
+        piece = Piece(token, start)
         jax.eval_shape(extend, model.params_shape_tree, row, piece)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         return f"{type(error).__name__}: {error}".split("\n")[0]
@@ -62,7 +62,7 @@ def cached(model: Any, sizes: Sizes) -> RowFns:
             **(positions if has_positions else {}),
             **_token_types(model, piece.tokens),
         )
-        return output.logits[0, piece.logits_at], dict(output["past_key_values"])
+        return output.logits[0], dict(output["past_key_values"])
 
     return RowFns(jax.eval_shape(lambda: model.init_cache(1, sizes.capacity)), extend)
 
@@ -81,7 +81,7 @@ def rerun(model: Any, sizes: Sizes) -> RowFns:
         row = row.at[piece.positions].set(piece.tokens, mode="drop")
         types = _token_types(model, row)
         output = model(row[None], params=params, return_dict=True, **types)
-        return output.logits[0, piece.start + piece.logits_at], row
+        return output.logits[0].at[piece.positions].get(mode="clip"), row
 
     return RowFns(jax.ShapeDtypeStruct((sizes.capacity,), jnp.int32), extend)
 

@@ -71,7 +71,7 @@ def _decoder(model: Any, sizes: Sizes) -> Any:
             **(positions if takes_positions else {}),
         )
         row = row._replace(decoder=dict(output["past_key_values"]))
-        return output.logits[0, piece.logits_at], row
+        return output.logits[0], row
 
     return extend
 

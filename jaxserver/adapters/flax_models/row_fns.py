@@ -21,7 +21,14 @@ from jaxserver.adapters.flax_models.rows import (
     write_start,
 )
 from jaxserver.adapters.flax_models.sizes import Sizes
-from jaxserver.ports.model import AnswerRules, Cache, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import (
+    AnswerRules,
+    Cache,
+    Hidden,
+    ModelFns,
+    Params,
+    TokenBatch,
+)
 
 
 class Piece(NamedTuple):
@@ -30,19 +37,17 @@ class Piece(NamedTuple):
     Attributes:
         tokens: Token ids, right-padded with anything.
         start: Position of the first.
-        logits_at: Which of them want logits.
     """
 
     tokens: Int[Array, " time"]
     start: Int[Array, ""]
-    logits_at: Int[Array, " reads"]
 
     @property
     def positions(self) -> Int[Array, " time"]:
         return self.start + jnp.arange(self.tokens.shape[0], dtype=jnp.int32)
 
 
-Extended: TypeAlias = tuple[Float[Array, "reads vocab"], Row]
+Extended: TypeAlias = tuple[Float[Array, "time vocab"], Row]
 
 
 class RowFns(NamedTuple):
@@ -50,7 +55,7 @@ class RowFns(NamedTuple):
 
     Attributes:
         shapes: Of what it keeps of a row.
-        extend: Runs a piece of it.
+        extend: Runs a piece of it; the classes have logits after each token.
     """
 
     shapes: Row
@@ -66,18 +71,23 @@ def fns_of(row_fns: RowFns, sizes: Sizes, rules: AnswerRules) -> ModelFns:
         rules: What the model's settings demand of answers.
     """
 
-    def extend(
-        params: Params, cache: Cache, batch: TokenBatch
-    ) -> tuple[Float[Array, "rows reads vocab"], Cache]:
+    def run(params: Params, cache: Cache, batch: TokenBatch) -> tuple[Hidden, Cache]:
         rows, pages = take_rows(cache, batch)
-        pieces = Piece(batch.tokens, write_start(batch), batch.logits_at)
+        pieces = Piece(batch.tokens, write_start(batch))
         over_rows = jax.vmap(row_fns.extend, in_axes=(None, 0, 0))
         logits, rows = over_rows(params, rows, pieces)
-        return logits.astype(jnp.float32), put_rows(cache, rows, batch, pages)
+        return logits, put_rows(cache, rows, batch, pages)
+
+    def read(
+        params: Params, hidden: Hidden, at: Int[Array, "rows reads"]
+    ) -> Float[Array, "rows reads vocab"]:
+        logits = jnp.take_along_axis(hidden, at[:, :, None], 1, mode="clip")
+        return logits.astype(jnp.float32)
 
     return ModelFns(
         init_cache=lambda num_pages: empty_rows(row_fns.shapes, num_pages),
-        extend=extend,
+        run=run,
+        read=read,
         copy_pages=copy_rows,
         cache_axes=row_axes,
         page_size=sizes.capacity,

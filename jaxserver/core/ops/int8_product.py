@@ -68,12 +68,11 @@ def _by_unsigned_product(
     """Both bytes are rows of one product."""
     both, step = split_bytes(x)
 
-    def product(values: Int8[Array, "out in"]) -> Int32[Array, "bytes out"]:
-        multiplied: Int32[Array, "bytes out"] = unsigned_product(both, values, sums)
-        return multiplied
+    def product(values: Int8[Array, "out in"]) -> tuple[Int32[Array, "some out"], ...]:
+        products: tuple[Array, ...] = unsigned_product(both, values, sums)
+        return products
 
-    products: Int32[Array, "bytes out"] = with_one(values, product)
-    high, low = jnp.split(products, 2)
+    high, low = jnp.split(jnp.concatenate(with_one(values, product)), 2)
     high = (high - MIDDLE * sums[None, :]).astype(jnp.float32)
     low = low.astype(jnp.float32)
     y: Array = (high + low / PARTS) * scale[None, :] * step

@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from jaxtyping import Array, Int, Shaped
+
+Used = TypeVar("Used")
 
 
 class OneOf(NamedTuple):
@@ -37,11 +39,11 @@ def as_matrix(
 
 def with_one(
     array: Shaped[Array, "..."] | OneOf,
-    use: Callable[[Shaped[Array, "..."]], Shaped[Array, "..."]],
-) -> Shaped[Array, "..."]:
+    use: Callable[[Shaped[Array, "..."]], Used],
+) -> Used:
     """`use(array)`, compiled once for each that it may be."""
     if not isinstance(array, OneOf):
         return use(array)
     uses = [functools.partial(use, one) for one in array.arrays]
-    used: Array = jax.lax.switch(array.nth, uses)
+    used: Used = jax.lax.switch(array.nth, uses)
     return used

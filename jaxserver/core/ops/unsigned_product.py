@@ -33,12 +33,17 @@ def unsigned_product(
     x: UInt8[Array, "rows in"],
     values: Int8[Array, "out in"],
     sums: Int32[Array, " out"],
-) -> Int32[Array, "rows out"]:
-    """`x @ values.T`, exactly; `sums` are those of each output's values."""
+) -> tuple[Int32[Array, "some out"], ...]:
+    """`x @ values.T`, exactly, in as many arrays as it is made in.
+
+    Args:
+        x: The rows.
+        values: What they are multiplied with.
+        sums: Of each output's values.
+    """
     if x.shape[0] <= FEW_ROWS:
         return _in_a_loop(x, values)
-    product: Array = _unsigned_product.bind(x, values, sums)
-    return product
+    return (_unsigned_product.bind(x, values, sums),)
 
 
 def multiply_both_on_cpu() -> None:
@@ -52,12 +57,12 @@ def multiply_both_on_cpu() -> None:
 
 def _in_a_loop(
     x: UInt8[Array, "rows in"], values: Int8[Array, "out in"]
-) -> Int32[Array, "rows out"]:
+) -> tuple[Int32[Array, "1 out"], ...]:
     """All rows at once: one array alone would be added up in steps, kept in between."""
     rows, wide = x.astype(jnp.int32), values.astype(jnp.int32)
     terms = tuple(row[None, :] * wide for row in rows)
     added = jax.lax.reduce(terms, (jnp.int32(0),) * len(terms), _add_all, (1,))
-    return jnp.stack(added)
+    return tuple(row[None, :] for row in added)
 
 
 def _add_all(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:

@@ -1,5 +1,6 @@
 """Guessed tokens in a decode step: what they save, and that they change nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.sharding import make_mesh
+from jaxserver.core.speculative import LONGEST_MATCH
 from jaxserver.core.steps import LENGTH, RUNNING, STOP
 from jaxserver.ports.types import SamplingParams
 from tests.counting_model import answer_of, counting_model
@@ -24,13 +26,13 @@ ANSWER = answer_of([1, 2, 3], 40)
 
 
 @functools.cache
-def compiled() -> Stepper:
+def compiled(engine: EngineConfig = ENGINE) -> Stepper:
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         mesh = make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
         place = jax.sharding.NamedSharding(mesh, jax.P())
         params = jax.device_put(jnp.float32(10), place)
-        steps = build_steps(counting_model(MAX_LEN), params, ENGINE, mesh)
-        return Stepper(steps, params, ENGINE)
+        steps = build_steps(counting_model(MAX_LEN), params, engine, mesh)
+        return Stepper(steps, params, engine)
 
 
 @pytest.fixture
@@ -122,3 +124,13 @@ def test_a_row_goes_on_after_a_block_that_guessed(stepper: Stepper) -> None:
     first, second = stepper.decode(ALONE, 7), stepper.decode(ALL, 7)
     assert drawn(first, 0) + drawn(second, 0) == ANSWER[1:15]
     assert (int(first.ends[0]), int(second.ends[0])) == (RUNNING, RUNNING)
+
+
+def test_where_guesses_cost_something_only_likely_ones_are_run() -> None:
+    choosy = compiled(dataclasses.replace(ENGINE, least_match=LONGEST_MATCH))
+    choosy.prefill(Part(wish=Wish(prompt=PROMPT), slot=0))
+    outcome = choosy.decode(ALONE, BLOCK)
+    assert drawn(outcome, 0) == ANSWER[1 : 1 + BLOCK]
+    until_likely = ANSWER.index(0) + LONGEST_MATCH
+    assert int(outcome.drafted[0]) == int(outcome.accepted[0]) == ENGINE.drafts(ALONE)
+    assert int(outcome.steps) == until_likely + 2  # one guesses, and one has no room

@@ -90,6 +90,5 @@ def test_every_step_of_the_model_is_run_once_before_anybody_asks() -> None:
     known = engines.compiled(engines.WIDE).steps
     expected = [("decode", rows, 1) for rows in known.decode]
     expected += [("prefill", time, 1) for time in known.prefill]
-    expected += [("score", time, 1) for time in known.score]
     assert sorted(device.run) == sorted(expected)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(device._state), empty)
