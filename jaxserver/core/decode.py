@@ -1,7 +1,7 @@
 """The second of the engine's two steps: a block of tokens for every row."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxserver.core.decode_state import DecodeState, RowArrays
 from jaxserver.core.processors import Processing
 from jaxserver.core.sampling import Choice
 from jaxserver.core.sampling_arrays import History
-from jaxserver.core.speculative import look_up, with_guesses
+from jaxserver.core.speculative import with_guesses
 from jaxserver.core.steps import RUNNING, UNSOUND, Outcome, choose_next, ends_of
 from jaxserver.ports.model import Cache, ModelFns, Params, TokenBatch
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
@@ -108,31 +108,13 @@ def decode(
     def goes_on(progress: _Progress) -> Bool[Array, ""]:
         return jnp.any(_wanting(progress, most))
 
-    def step(sizes: BlockSizes, progress: _Progress) -> _Progress:
+    def step(progress: _Progress) -> _Progress:
         run, cache = _run(fns, params, (mine, table), (most, sizes), progress)
         chosen = _choose(fns, mine, run, (most, progress))
         return chosen._replace(state=chosen.state._replace(cache=cache))
 
-    def is_guessing(progress: _Progress) -> Bool[Array, ""]:
-        history, useful = _last(mine, (most, sizes), progress)
-        draft = look_up(history, sizes.drafts, sizes.least_match)
-        return goes_on(progress) & jnp.any((useful > 0) & (draft.length > 0))
-
-    def is_plain(progress: _Progress) -> Bool[Array, ""]:
-        return goes_on(progress) & ~is_guessing(progress)
-
-    plain = functools.partial(step, sizes._replace(drafts=0))
-    guessing = functools.partial(step, sizes)
-
-    def by_turns(progress: _Progress) -> _Progress:
-        before: _Progress = jax.lax.while_loop(is_plain, plain, progress)
-        after: _Progress = jax.lax.while_loop(is_guessing, guessing, before)
-        return after
-
-    is_choosy = sizes.drafts > 0 and sizes.least_match > 1 and fns.guess is None
     first = _Progress(state, _nothing(sizes, fns.vocab_size))
-    steps = by_turns if is_choosy else guessing
-    done: _Progress = jax.lax.while_loop(goes_on, steps, first)
+    done: _Progress = jax.lax.while_loop(goes_on, step, first)
     return done.state, done.outcome
 
 
@@ -159,18 +141,6 @@ def _wanting(progress: _Progress, most: Int[Array, ""]) -> Bool[Array, " rows"]:
     return progress.state.active[: counts.shape[0]] & (counts < most)
 
 
-def _last(
-    mine: RowArrays, size: tuple[Int[Array, ""], BlockSizes], progress: _Progress
-) -> tuple[History, Int[Array, " rows"]]:
-    """What the rows hold, and for how many guesses each has use."""
-    (most, sizes), (state, outcome) = size, progress
-    lengths = state.lengths[: sizes.rows]
-    history = History(state.tokens[: sizes.rows], mine.prompt_length, lengths)
-    room = jnp.minimum(most - outcome.counts, mine.limit - lengths)
-    wanted = _wanting(progress, most).astype(jnp.int32)
-    return history, wanted * jnp.clip(room - 1, 0, sizes.drafts)
-
-
 def _run(
     fns: ModelFns,
     params: Params,
@@ -179,7 +149,7 @@ def _run(
     progress: _Progress,
 ) -> tuple[_Run, Cache]:
     """Runs each row's last token, and after it as many guesses as there is room for."""
-    (mine, table), (most, sizes), (state, _) = given, size, progress
+    (mine, table), (most, sizes), (state, outcome) = given, size, progress
     rows, max_len = sizes.rows, state.tokens.shape[1]
     lengths, cache = state.lengths[:rows], state.cache
     held = jnp.maximum(lengths - 1, 0)
@@ -188,10 +158,39 @@ def _run(
     wanted = _wanting(progress, most).astype(jnp.int32)
     batch = TokenBatch(tokens, held, wanted, table, jnp.zeros((rows, 1), jnp.int32))
     if sizes.drafts:
-        last = (batch, *_last(mine, size, progress))
-        guesses = (sizes.drafts, sizes.least_match)
+        history = History(state.tokens[:rows], mine.prompt_length, lengths)
+        room = jnp.minimum(most - outcome.counts, mine.limit - lengths)
+        useful = wanted * jnp.clip(room - 1, 0, sizes.drafts)
+        last, guesses = (batch, history, useful), (sizes.drafts, sizes.least_match)
         batch, cache = with_guesses(fns, params, cache, last, guesses)
+    if sizes.drafts and sizes.least_match > 1 and fns.guess is None:
+        return _extend_shortly(fns, params, cache, batch)
     logits, cache = fns.extend(params, cache, batch)
+    return _Run(batch, logits), cache
+
+
+def _extend_shortly(
+    fns: ModelFns, params: Params, cache: Cache, batch: TokenBatch
+) -> tuple[_Run, Cache]:
+    """Runs one token of each row where none has a guess, and all where one has.
+
+    Each is a loop that is run once or not at all: a branch would copy the cache.
+    """
+    has_guess = jnp.any(batch.length > 1)
+    tokens, logits_at = batch.tokens[:, :1], batch.logits_at[:, :1]
+    short = batch._replace(tokens=tokens, logits_at=logits_at)
+    logits = jnp.zeros((*batch.tokens.shape, fns.vocab_size), jnp.float32)
+
+    def run(some: TokenBatch, carry: tuple[Array, Cache, Array]) -> tuple[Any, ...]:
+        _, cache, logits = carry
+        found, cache = fns.extend(params, cache, some)
+        reads = found.shape[1]
+        return jnp.bool_(False), cache, logits.at[:, :reads].set(found)
+
+    for some, is_it in ((short, ~has_guess), (batch, has_guess)):
+        once = functools.partial(run, some)
+        carry = (is_it, cache, logits)
+        _, cache, logits = jax.lax.while_loop(lambda carry: carry[0], once, carry)
     return _Run(batch, logits), cache
 
 
