@@ -7,13 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxserver.core.ops.likeliest import REFINED, refine_likeliest
+from jaxserver.core.ops.likeliest import REFINED, largest, refine_likeliest
 from jaxserver.core.ops.linear import linear
 from jaxserver.core.ops.quantize import Int8Weight, quantize
 from tests.rows import HostArray, jitted
 from tests.strategies import SEEDS
 
 pytestmark = pytest.mark.usefixtures("strict_jax")
+LARGEST = jax.jit(largest, static_argnums=1)
 
 
 def logits_of(x: jax.Array, head: Int8Weight[jax.Array]) -> jax.Array:
@@ -32,7 +33,9 @@ def tokens(num: int, embed: int, seed: int) -> HostArray:
     return np.random.default_rng(seed).standard_normal((num, embed), np.float32)
 
 
-@given(vocab=st.sampled_from([3, 8, 9, 300]), embed=st.integers(1, 70), seed=SEEDS)
+@given(
+    vocab=st.sampled_from([3, 8, 9, 300, 2000]), embed=st.integers(1, 70), seed=SEEDS
+)
 @example(vocab=300, embed=64, seed=0)
 def test_the_likeliest_are_float32s_and_the_others_are_as_they_were(
     vocab: int, embed: int, seed: int
@@ -50,6 +53,23 @@ def test_the_likeliest_are_float32s_and_the_others_are_as_they_were(
     sizes += np.abs(x).max(1)[:, None] * np.abs(weight).sum(1)[None]
     error = sizes / 30_000 + 1e-5
     assert (np.abs(found - exact) <= error)[is_likeliest].all()
+
+
+@given(
+    entries=st.sampled_from([1, 7, 128, 1024, 1025, 3000]),
+    seed=SEEDS,
+    scale=st.sampled_from([0.5, 1e3]),
+)
+@example(entries=3000, seed=0, scale=0.0)
+def test_the_largest_are_found_among_any_number_of_equals(
+    entries: int, seed: int, scale: float
+) -> None:
+    x = np.random.default_rng(seed).standard_normal((3, entries)) * scale
+    x = x.round().astype(np.float32)
+    ids = np.asarray(LARGEST(x, 8))
+    found = np.take_along_axis(x, ids, axis=1)
+    np.testing.assert_array_equal(found, -np.sort(-x, axis=1)[:, :8])
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
 
 
 def test_two_tokens_that_one_byte_takes_for_each_other_are_told_apart() -> None:

@@ -10,6 +10,8 @@ from jaxserver.core.ops.quantize import PARTS, Int8Weight
 
 REFINED = 8
 """How many; 64 find no other best token (12,288 tokens of English)."""
+BLOCK = 128
+"""Entries of which the largest is found first."""
 
 
 def refine_likeliest(
@@ -27,8 +29,8 @@ def refine_likeliest(
     """
     if not isinstance(head, Int8Weight) or head.rest is None:
         return logits
-    num_tokens, vocab = logits.shape
-    _, ids = jax.lax.top_k(logits, min(REFINED, vocab))
+    num_tokens = logits.shape[0]
+    ids = largest(logits, REFINED)
     kept: Int8[Array, "tokens likeliest embed"] = head.rest.at[ids].get(mode="clip")
     rest = kept.astype(jnp.int32)
     both, step = split_bytes(x.astype(jnp.float32))
@@ -40,3 +42,24 @@ def refine_likeliest(
     rows = jnp.arange(num_tokens)[:, None]
     refined: Array = logits.at[rows, ids].add(more * step, unique_indices=True)
     return refined
+
+
+def largest(
+    x: Float[Array, "rows entries"], count: int
+) -> Int32[Array, "rows largest"]:
+    """Where the largest entries of each row are, best first; of equal ones any.
+
+    They lie in the blocks that have the largest of all, which all cores look for; then
+    one core has few entries to select from (CPU).
+    """
+    (rows, entries), count = x.shape, min(count, x.shape[1])
+    if count * BLOCK >= entries:
+        return jax.lax.top_k(x, count)[1]
+    spare = ((0, 0), (0, -entries % BLOCK))
+    padded = jnp.pad(x, spare, constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, -1, BLOCK)
+    _, best = jax.lax.top_k(jnp.max(blocks, axis=-1), count)
+    those = jnp.take_along_axis(blocks, best[:, :, None], axis=1)
+    _, at = jax.lax.top_k(those.reshape(rows, -1), count)
+    nth: Array = jnp.take_along_axis(best, at // BLOCK, axis=1)
+    return nth * BLOCK + at % BLOCK
