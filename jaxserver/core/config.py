@@ -8,12 +8,13 @@ from jaxserver.ports.errors import InvalidConfig
 MIN_CALL_TOKENS = 4
 MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
-MAX_SCORED = 128
+MAX_SCORED = 136
 """Most tokens whose logits are there at once."""
 MAX_DRAFTS = 3
 """Most guessed tokens that a decode step runs in a row."""
-PREFILL_LENGTHS = (16, 32, 128)
-"""Padded lengths of a prefill chunk: 128 reach the matrix rate, 16 delay the least."""
+PREFILL_LENGTHS = (16, 32, 136)
+"""Padded lengths of a prefill chunk: the longest reaches the matrix rate, and holds a
+prompt of a round number of tokens with what a template adds; 16 delay the least."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +153,7 @@ class EngineConfig:
         if self.chunk is not None:
             return self.encoder_lengths or (self.chunk,)
         longest = MAX_CALL_TOKENS // self.prefill_rows
-        lengths = [length for length in PREFILL_LENGTHS if length <= longest]
-        return tuple(lengths) or (longest,)
+        return tuple(sorted({min(length, longest) for length in PREFILL_LENGTHS}))
 
     @property
     def score_length(self) -> int | None:

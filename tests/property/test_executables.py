@@ -164,7 +164,9 @@ def test_every_way_to_an_answer_gives_the_same_bits(
     data: st.DataObject,
 ) -> None:
     stepper, wish = stepper_of(config, kept), wish_of(seed, length, sampling)
-    plain = [Cut(min(128, length - at), 128) for at in range(0, length, 128)]
+    longest = TIMES[-1]
+    starts = range(0, length, longest)
+    plain = [Cut(min(longest, length - at), longest) for at in starts]
     stepper.clear()
     expected = answered(stepper, wish, 0, plain, [Block(ANSWER, RUNGS[0])])
     assert len(expected) == ANSWER

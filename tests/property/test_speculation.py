@@ -48,7 +48,8 @@ class Answer(NamedTuple):
 
 def answered(stepper: Stepper, wish: Wish, blocks: list[int]) -> Answer:
     stepper.clear()
-    outcomes = [stepper.prefill(Part(wish=wish, slot=0), time=128)]
+    longest = stepper.engine.prefill_lengths[-1]
+    outcomes = [stepper.prefill(Part(wish=wish, slot=0), time=longest)]
     outcomes += [stepper.decode(1, num_tokens) for num_tokens in blocks]
 
     def counted(name: str) -> int:

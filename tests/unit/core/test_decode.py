@@ -20,6 +20,7 @@ from tests.stepping import Part, Stepper, Wish, drawn
 MAX_LEN, BLOCK = 64, 12
 ENGINE = EngineConfig(slots=4, max_len=MAX_LEN, max_stream_tokens=BLOCK)
 ALONE, ALL = ENGINE.decode_ladder
+TIMES = ENGINE.prefill_lengths
 PROMPT = (1, 2, 3)
 ANSWER = answer_of([1, 2, 3], 40)
 """6, 12, 8, and then 0 for ever: guessed as soon as it was there twice."""
@@ -112,9 +113,8 @@ def test_no_guess_goes_beyond_the_rows_limit(stepper: Stepper, limit: int) -> No
 
 def test_the_last_place_of_a_row_is_not_overrun(stepper: Stepper) -> None:
     prompt = (0,) * (MAX_LEN - 4)
-    stepper.prefill(
-        Part(wish=Wish(prompt=prompt, limit=MAX_LEN), slot=0), time=MAX_LEN * 2
-    )
+    part, longest = Part(wish=Wish(prompt=prompt, limit=MAX_LEN), slot=0), TIMES[-1]
+    stepper.prefill(part, time=longest)
     outcome = stepper.decode(ALONE, BLOCK)
     assert (drawn(outcome, 0), int(outcome.ends[0])) == ([0, 0, 0], LENGTH)
 

@@ -88,22 +88,22 @@ def test_nothing_to_do_is_no_plan() -> None:
 
 def test_a_short_prompt_is_one_chunk_padded_to_the_least_length_that_holds_it() -> None:
     chunk = chunk_of(0, 0, (0, 81), 81)
-    assert next_plan(state_of(81)) == PrefillPlan((chunk,), 128)
+    assert next_plan(state_of(81)) == PrefillPlan((chunk,), 136)
 
 
 def test_a_prompt_is_cut_where_padding_it_would_cost_more() -> None:
-    state, found = state_of(163), []
+    state, found = state_of(171), []
     for _ in range(3):
         plan, state = scheduler.plan(state, ENGINE, 0.0)
         assert isinstance(plan, PrefillPlan)
         found.append((plan.chunks[0].length, plan.time))
-    assert found == [(128, 128), (32, 32), (3, 16)]
+    assert found == [(136, 136), (32, 32), (3, 16)]
 
 
 def test_a_long_prompt_goes_in_chunks_of_the_longest_length() -> None:
     plan, state = scheduler.plan(state_of(300), ENGINE, 0.0)
-    assert plan == PrefillPlan((chunk_of(0, 0, (0, 128), 300),), 128)
-    assert next_plan(state) == PrefillPlan((chunk_of(0, 0, (128, 256), 300),), 128)
+    assert plan == PrefillPlan((chunk_of(0, 0, (0, 136), 300),), 136)
+    assert next_plan(state) == PrefillPlan((chunk_of(0, 0, (136, 272), 300),), 136)
 
 
 def test_prompts_are_prefilled_together_in_order_of_arrival() -> None:
@@ -196,7 +196,7 @@ def test_who_stood_still_for_a_prompt_gets_a_token_before_a_block(
 
 def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
     engine = dataclasses.replace(ENGINE, tokens_per_page=128, pages=8)
-    state = state_of(600, 1000, engine=engine)
+    state = state_of(664, 1000, engine=engine)
     for _ in range(5):
         plan, state = scheduler.plan(state, engine, 0.0)
         assert isinstance(plan, PrefillPlan)
@@ -222,15 +222,15 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
     times: dict[int, dict[int, float]] = {}
     for starts, length, seconds, mean in [
         ((0,), 16, 0.2, 0.2),
-        ((0,), 128, 1.6, 1.6),
-        ((300, 80), 128, 8.0, 8.0),
-        ((310, 0), 128, 4.0, 6.0),
+        ((0,), 136, 1.6, 1.6),
+        ((300, 80), 136, 8.0, 8.0),
+        ((310, 0), 136, 4.0, 6.0),
     ]:
         chunks = (chunk_of(0, 0, (start, start + 9), 900) for start in starts)
         plan = PrefillPlan(tuple(chunks), length)
         outcome = outcome_of(plan, steps=0, seconds=seconds)
         state = scheduler.absorb(state, ENGINE, plan, outcome)
-        times.setdefault(length, {})[max(starts) // 128] = mean
+        times.setdefault(length, {})[max(starts) // 136] = mean
         assert (state.step_seconds, state.chunk_seconds) == (0.5, times)
 
 
@@ -243,15 +243,15 @@ def with_times(
 @pytest.mark.parametrize(
     ("chunk_seconds", "length"),
     [
-        ({}, 128),
-        ({128: 0.2}, 128),
-        ({128: 0.25}, 16),
-        ({128: 0.25, 32: 0.06}, 32),
-        ({128: 0.25, 32: 0.05}, 128),
-        ({128: 0.25, 32: 0.21, 16: 0.2}, 16),
+        ({}, 136),
+        ({136: 0.2}, 136),
+        ({136: 0.25}, 16),
+        ({136: 0.25, 32: 0.06}, 32),
+        ({136: 0.25, 32: 0.047}, 136),
+        ({136: 0.25, 32: 0.21, 16: 0.2}, 16),
         ({16: 0.3}, 16),
         ({16: 0.04, 32: 0.08}, 32),
-        ({16: 0.04, 32: 0.08, 128: 0.2}, 128),
+        ({16: 0.04, 32: 0.08, 136: 0.2}, 136),
     ],
 )
 def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
@@ -265,11 +265,11 @@ def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
 
 
 def test_a_chunk_is_as_long_as_its_depth_allows() -> None:
-    """Of a prompt whose first 384 tokens have run, three longest chunks."""
+    """Of a prompt whose first 408 tokens have run, three longest chunks."""
     state = after(state_of(5, 700, streaming=True), 7)
     (unfinished,) = (r for r in state.running if not r.is_decoding)
-    assert unfinished.prefilled == 384
-    plan = next_plan(with_times(state, {128: {2: 0.1, 3: 0.3}, 32: {3: 0.08}}))
+    assert unfinished.prefilled == 408
+    plan = next_plan(with_times(state, {136: {2: 0.1, 3: 0.3}, 32: {3: 0.08}}))
     assert isinstance(plan, PrefillPlan)
     assert plan.time == 32
 
@@ -277,10 +277,10 @@ def test_a_chunk_is_as_long_as_its_depth_allows() -> None:
 @pytest.mark.parametrize(
     ("prompts", "times", "expected"),
     [
-        ((5, 130, 130), {128: 0.16, 16: 0.04}, "p pp d pp d"),
-        ((5, 130, 130), {128: 0.16, 16: 0.05}, "p p d p d p d p d"),
-        ((5, 130, 130), {}, "p p d p d p d p d"),
-        ((5, 300), {128: 0.05, 16: 0.01, 32: 0.01}, "p p d p d pp d"),
+        ((5, 138, 138), {136: 0.16, 16: 0.04}, "p pp d pp d"),
+        ((5, 138, 138), {136: 0.16, 16: 0.05}, "p p d p d p d p d"),
+        ((5, 138, 138), {}, "p p d p d p d p d"),
+        ((5, 316), {136: 0.05, 16: 0.01, 32: 0.01}, "p p d p d pp d"),
         ((5, 5, 5, 5), {16: 0.01}, "p p d p d p d"),
     ],
 )
@@ -301,10 +301,10 @@ def test_only_the_rest_of_a_prompt_goes_with_the_chunk_before_it(
 def test_a_scored_prompt_takes_all_the_time_there_is() -> None:
     state = state_of(5, streaming=True)
     scored = QueuedRequest(
-        request_id=1, tokens=tokens_of(1, 130), limit=1024, streaming=True, scored=True
+        request_id=1, tokens=tokens_of(1, 138), limit=1024, streaming=True, scored=True
     )
     state = scheduler.submit(after(state, 1), scored)
-    state = with_times(state, {128: {0: 0.01}, 16: {0: 0.01}})
+    state = with_times(state, {136: {0: 0.01}, 16: {0: 0.01}})
     kinds = []
     for _ in range(4):
         plan, state = scheduler.plan(state, ENGINE, 0.0)

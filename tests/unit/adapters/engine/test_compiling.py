@@ -157,7 +157,7 @@ REQUESTS = [
             max_new_tokens=1 + 3 * nth,
         ),
     )
-    for nth, length in enumerate([1, 2, 31, 32, 33, 127, 128, 129, 256, 300] * 4)
+    for nth, length in enumerate([1, 2, 31, 32, 33, 135, 136, 137, 256, 300] * 4)
 ]
 
 
