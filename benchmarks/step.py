@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxserver import wiring
 from jaxserver.adapters.engine.processor import compiler_options, use_processor
-from jaxserver.core.config import MIN_CALL_TOKENS
+from jaxserver.core.config import MIN_CALL_TOKENS, PREFILL_LENGTHS
 from jaxserver.core.ops.attention_blocks import attend_blocks
 from jaxserver.core.ops.fp8 import Fp8Weight
 from jaxserver.core.ops.linear import Products, linear
@@ -263,7 +263,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=DEFAULT_MODEL)
     add("--quantize", type=lambda text: text.split(","), default=["none", "int8"])
-    add("--shapes", type=shapes, default=shapes("1x1,16x1,1x128"), help="rows x tokens")
+    add(
+        "--shapes",
+        type=shapes,
+        default=shapes(f"1x1,16x1,1x{PREFILL_LENGTHS[-1]}"),
+        help="rows x tokens",
+    )
     add("--context", type=int, default=256)
     add("--times", type=int, default=20)
     add("--json", type=Path, metavar="FILE", help="write the figures there too")

@@ -55,7 +55,10 @@ def engine_config(config: ServerConfig, backend: Backend) -> EngineConfig:
 
 
 def _guesses_are_free(backend: Backend, platform: str) -> bool:
-    """Unless one token alone is multiplied in a way of its own."""
+    """Few tokens take as long as one, unless one has a way of its own to be multiplied.
+
+    That is the loop of `unsigned_product`.
+    """
     is_int8 = backend.kind == "native" and backend.kept == "int8"
     return platform != "cpu" or not is_int8 or bool(backend.kernels)
 

@@ -32,7 +32,7 @@ MAX_LEN = 384
 
 WIDE = EngineConfig(slots=16, max_len=MAX_LEN, max_stream_tokens=32)
 NARROW = EngineConfig(slots=4, prefill_rows=4, max_len=MAX_LEN, max_stream_tokens=8)
-"""Cuts its prompts into pieces of 32 tokens; answers in many short blocks."""
+"""Cuts its prompts into pieces of 64 tokens; answers in many short blocks."""
 
 SINGLE = dataclasses.replace(NARROW, max_stream_tokens=1)
 

@@ -8,8 +8,6 @@ from jaxserver.ports.errors import InvalidConfig
 MIN_CALL_TOKENS = 4
 MAX_CALL_TOKENS = 256
 """Fewest and most tokens of one `extend` whose products keep a token's bits (CPU)."""
-MAX_SCORED = 136
-"""Most tokens whose logits are there at once."""
 MAX_DRAFTS = 3
 """Most guessed tokens that a decode step runs in a row."""
 PREFILL_LENGTHS = (16, 32, 136)
@@ -96,8 +94,8 @@ class EngineConfig:
         pages: None for as many as all slots need for their longest sequences.
         is_fast: Nobody minds if bits depend on how a token was run.
         prefix_cache: Prompts that begin alike share what was made of the beginning.
-        speculates: Tokens are guessed where running them costs nothing.
-        free_tokens: So many tokens of a decode step cost no more than one: at least
+        speculates: Tokens are guessed where running them costs little.
+        free_tokens: So many tokens of a decode step cost little more than one: at least
             the fewest that a call has, which are padded to.
         call_tokens: The call of a prefill takes as long, besides its tokens, as so many
             more would.
@@ -157,14 +155,14 @@ class EngineConfig:
 
     @property
     def score_length(self) -> int | None:
-        """Padded length of a chunk of a prompt that is scored; its logits are kept.
+        """Padded length of a chunk whose tokens may be scored: the longest.
 
         None where a token's bits depend on how it was run, unless nobody minds: a
         score would not be what generating gave.
         """
         if self.chunk is not None:
             return self.chunk if self.is_fast and not self.encoder_lengths else None
-        return max(length for length in self.prefill_lengths if length <= MAX_SCORED)
+        return self.prefill_lengths[-1]
 
     @property
     def decode_ladder(self) -> tuple[int, ...]:
@@ -177,7 +175,7 @@ class EngineConfig:
     def drafts(self, rows: int) -> int:
         """How many guessed tokens a decode step of so many slots runs in each.
 
-        As many as cost nothing beside their last ones, and none where a token's bits
+        As many as cost little beside their last ones, and none where a token's bits
         depend on how it was run.
         """
         if self.chunk is not None or not self.speculates:

@@ -148,7 +148,7 @@ def _run(
     size: tuple[Int[Array, ""], BlockSizes],
     progress: _Progress,
 ) -> tuple[_Run, Cache]:
-    """Runs each row's last token, and after it as many guesses as there is room for."""
+    """Runs each row's last token, and guesses after it where they are worth it."""
     (mine, table), (most, sizes), (state, outcome) = given, size, progress
     rows, max_len = sizes.rows, state.tokens.shape[1]
     lengths, cache = state.lengths[:rows], state.cache

@@ -48,8 +48,8 @@ class Steps(NamedTuple):
         init: Makes the empty state: `() -> state`.
         adopt: Puts what is there already into a row: `(state, adoption) -> state`.
         prefill: By padded length: `(params, state, chunk) -> (state, prefilled)`.
-        score: The same, with the log-probabilities of a prompt's own tokens.
-        begin: Follows both: `(state, beginning, prefilled) -> (state, outcome)`.
+            Of the longest also with log-probabilities of a prompt's own tokens.
+        begin: Follows it: `(state, beginning, prefilled) -> (state, outcome)`.
         decode: By number of slots: `(params, state, block) -> (state, outcome)`. All
             of these consume the state that they are given.
         take: Reads a page: `(state, page) -> leaves`.
@@ -89,7 +89,7 @@ def build_steps(
         params: Its weights, or their shapes with shardings.
         engine: The sizes.
         mesh: Where the state lies: rows over the batch axes.
-        options: Of XLA's, for the steps that run the model.
+        options: Of XLA's.
     """
     fns = on_devices(fns, params, mesh)
     make = functools.partial(init_state, fns, engine.slots, engine.num_pages)
@@ -109,8 +109,7 @@ def build_steps(
         given = (weights, state) if kind in _WITH_WEIGHTS else (state,)
         consumed = () if kind == "take" else len(given) - 1
         step = jax.jit(run, donate_argnums=consumed, out_shardings=outs)
-        lowered = step.lower(*given, *inputs(kind, size))
-        return lowered.compile(options if kind in _WITH_WEIGHTS else None)
+        return step.lower(*given, *inputs(kind, size)).compile(options)
 
     def decode_at(rows: int) -> Callable[..., Any]:
         longest, drafts = engine.max_stream_tokens, engine.drafts(rows)

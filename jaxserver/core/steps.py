@@ -1,7 +1,6 @@
 """The first of the engine's two steps, prefill, and what both share."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -110,7 +109,7 @@ class Outcome(NamedTuple):
         steps: How many steps were run.
         drafted: How many tokens of drafts each row ran; 0 for a prefill.
         accepted: How many of those were chosen.
-        scores: Of a prompt's own tokens; None where nobody wants them.
+        scores: Of a prompt's own tokens; None after a step that has no targets.
     """
 
     tokens: Int[Array, "rows block"]
@@ -256,9 +255,9 @@ def _score(
     Where nobody wants any it costs nothing.
     """
     (rows, time), vocab = targets.shape, fns.vocab_size
-    nothing = no_choice(vocab)
-    unscored = (nothing.logprob, nothing.top_ids, nothing.top_logprobs)
-    some = math.gcd(time, SCORED_TOGETHER)
+    none = no_choice(vocab)
+    unscored = (none.logprob, none.top_ids, none.top_logprobs)
+    some = min(SCORED_TOGETHER, time)
 
     def score(position: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         logits, target, is_wanted = position
@@ -267,6 +266,9 @@ def _score(
         )
         return scored
 
+    def score_none(time: int) -> Scores:
+        return Scores(*(jnp.broadcast_to(x, (rows, time, *x.shape)) for x in unscored))
+
     def score_some(given: tuple[Array, Array, Array]) -> Scores:
         first, targets, wanted = given
         at = first + jnp.arange(some, dtype=jnp.int32)[None, :]
@@ -274,16 +276,20 @@ def _score(
         scored = jax.lax.map(score, (logits, targets.reshape(-1), wanted.reshape(-1)))
         return Scores(*(x.reshape(rows, some, *x.shape[1:]) for x in scored))
 
+    def score_piece(given: tuple[Array, Array, Array]) -> Scores:
+        is_wanted, nothing = jnp.any(given[2]), functools.partial(score_none, some)
+        piece: Scores = jax.lax.cond(is_wanted, lambda: score_some(given), nothing)
+        return piece
+
     def score_all() -> Scores:
         firsts = jnp.arange(0, time, some, dtype=jnp.int32)
-        pieces = (jnp.stack(jnp.split(x, time // some, 1)) for x in (targets, wanted))
-        found = jax.lax.map(score_some, (firsts, *pieces))
-        return Scores(*(jnp.concatenate(list(x), 1) for x in found))
+        padded = (jnp.pad(x, ((0, 0), (0, -time % some))) for x in (targets, wanted))
+        pieces = (x.reshape(rows, -1, some).swapaxes(0, 1) for x in padded)
+        found = jax.lax.map(score_piece, (firsts, *pieces))
+        return Scores(*(jnp.concatenate(list(x), 1)[:, :time] for x in found))
 
-    def score_none() -> Scores:
-        return Scores(*(jnp.broadcast_to(x, (rows, time, *x.shape)) for x in unscored))
-
-    scores: Scores = jax.lax.cond(jnp.any(wanted), score_all, score_none)
+    nothing = functools.partial(score_none, time)
+    scores: Scores = jax.lax.cond(jnp.any(wanted), score_all, nothing)
     return scores
 
 

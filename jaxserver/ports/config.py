@@ -170,7 +170,7 @@ class ServerConfig:
         "ngram",
         _text("ngram, none, or a model as for `model`"),
         "Guess tokens, which changes no answer; ngram: those that followed the newest "
-        "ones before, where running them costs nothing; else a smaller model with the "
+        "ones before, where running them costs little; else a smaller model with the "
         "same vocabulary, which runs beside the other.",
     )
     page_size: int | None = _key(

@@ -41,19 +41,20 @@ class Way:
     neighbours: int = 0
 
 
-LONGEST_FIRST = ((128, 128), (128, 128), (32, 32), (12, 16))
+LONGEST_FIRST = ((136, 136), (136, 136), (16, 16), (12, 16))
 WAYS = {
     "longest first": Way(cuts=LONGEST_FIRST),
-    "128 only": Way(cuts=((128, 128), (128, 128), (44, 128)), slot=3, block=1),
+    "136 only": Way(cuts=((136, 136), (136, 136), (28, 136)), slot=3, block=1),
+    "alone": Way(cuts=LONGEST_FIRST, rows=1),
     "32 only": Way(cuts=((32, 32),) * 9 + ((12, 32),), slot=5, rows=8, block=2),
     "16 only": Way(cuts=((16, 16),) * 18 + ((12, 16),), slot=1, rows=4, block=3),
     "uneven": Way(
-        cuts=((5, 16), (100, 128), (90, 128), (104, 128), (1, 16)), slot=15, rows=16
+        cuts=((5, 16), (100, 136), (90, 136), (104, 136), (1, 16)), slot=15, rows=16
     ),
     "in company": Way(cuts=LONGEST_FIRST, slot=2, rows=4, neighbours=2),
-    "in a crowd": Way(cuts=((100, 128),) * 3, slot=9, rows=16, neighbours=9),
+    "in a crowd": Way(cuts=((100, 136),) * 3, slot=9, rows=16, neighbours=9),
     "by prefill of 16": Way(cuts=LONGEST_FIRST, rows=None, block=16),
-    "by prefill of 128": Way(cuts=LONGEST_FIRST, rows=None, block=128),
+    "by prefill of 136": Way(cuts=LONGEST_FIRST, rows=None, block=136),
 }
 
 
@@ -97,7 +98,8 @@ class Runner:
         run, begin = self.get("prefill", time), self.get("begin", 0)
         outcome: Outcome
         state, prefilled = run(self.params, self.state, arrays)
-        self.state, outcome = begin(state, arrays.beginning, prefilled)
+        unscored = prefilled._replace(scores=None)
+        self.state, outcome = begin(state, arrays.beginning, unscored)
         return outcome
 
     def decode(self, rows: int, block: int) -> Outcome:
@@ -149,7 +151,7 @@ def test_every_executable_agrees_with_every_other(loaded_server: JAXServer) -> N
     for name, way in WAYS.items():
         for neighbour in range(way.neighbours):
             slot = neighbour if neighbour < way.slot else neighbour + 1
-            runner.prefill(others[neighbour], slot, (0, 40, 128), True)
+            runner.prefill(others[neighbour], slot, (0, 40, 136), True)
         answers[name] = answer(runner, prompt, way)
 
     first = answers["longest first"]

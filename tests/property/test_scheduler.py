@@ -43,7 +43,7 @@ class Requests(RuleBasedStateMachine):
         self.last_plan: Plan | None = None
 
     @rule(
-        prompt=st.sampled_from([1, 32, 33, 256, 257, 700]),
+        prompt=st.sampled_from([1, 32, 33, 272, 273, 700]),
         answer=st.integers(1, 30),
         streaming=st.booleans(),
     )

@@ -78,7 +78,8 @@ def test_scoring_an_answer_gives_the_bits_that_drawing_it_gave(
     prompt = (*WISHES[3].prompt, *expected.tokens[1][:2])
     steps.clear()
     longer = dataclasses.replace(WISHES[3], prompt=prompt)
-    scored = steps.prefill(Part(wish=longer, slot=0))
+    part, time = Part(wish=longer, slot=0), steps.engine.score_length or 32
+    scored = steps.prefill(part, time=time)
     np.testing.assert_array_equal(scored.top_logprobs[0, 0], expected.logprobs[1, 2])
 
 

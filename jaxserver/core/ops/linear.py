@@ -33,8 +33,8 @@ class Products(NamedTuple):
     Attributes:
         mesh: Where the weights lie.
         kernel: See `int8_product`.
-        tokens: How many of an array's tokens there are, or None if all: those behind
-            them make products of floats long enough, and those of int8 leave them out.
+        tokens: How many rows of an array are tokens, or None if all: those behind them
+            are padding, which products of floats need and those of int8 leave out.
     """
 
     mesh: Mesh | None = None

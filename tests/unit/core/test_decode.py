@@ -134,3 +134,17 @@ def test_where_guesses_cost_something_only_likely_ones_are_run() -> None:
     until_likely = ANSWER.index(0) + LONGEST_MATCH
     assert int(outcome.drafted[0]) == int(outcome.accepted[0]) == ENGINE.drafts(ALONE)
     assert int(outcome.steps) == until_likely + 2  # one guesses, and one has no room
+
+
+def test_a_guess_of_one_row_leaves_another_as_it_is() -> None:
+    """Of two rows that run together, only one ends as it has ended before."""
+    choosy = dataclasses.replace(ENGINE, slots=2, free_tokens=8, least_match=3)
+    stepper = compiled(choosy)
+    likely, new = (0, 0, 0, 0), (7, 1)
+    for slot, prompt in enumerate([likely, new]):
+        stepper.prefill(Part(wish=Wish(prompt=prompt), slot=slot))
+    outcome = stepper.decode(2, 4)
+    for slot, prompt in enumerate([likely, new]):
+        assert drawn(outcome, slot) == answer_of([*prompt], 5)[1:]
+    assert outcome.drafted[0] == outcome.accepted[0] == 3
+    assert outcome.drafted[1] == 0

@@ -17,7 +17,7 @@ from tests.unit.adapters.engine.token_requests import chunk_of, token_request
 
 
 @pytest.mark.parametrize(("wants", "is_there"), [((), False), ((1,), True)])
-def test_log_probabilities_are_fetched_where_somebody_asked(
+def test_what_somebody_asked_for_is_fetched_and_nothing_else(
     wants: tuple[int, ...], is_there: bool
 ) -> None:
     class Unread:
@@ -36,10 +36,11 @@ def test_log_probabilities_are_fetched_where_somebody_asked(
         tuple(chunk_of(requests[i], slot=i, span=(0, 2)) for i in range(2)), 32
     )
     dispatch = device.prefill(plan, requests, 0.0)
+    unread: Any = Unread()
+    outcome = dispatch.outcome._replace(scores=unread)
     if not wants:
-        unread: Any = Unread()
-        outcome = dispatch.outcome._replace(logprobs=unread, top_ids=unread)
-        dispatch = dataclasses.replace(dispatch, outcome=outcome)
+        outcome = outcome._replace(logprobs=unread, top_ids=unread)
+    dispatch = dataclasses.replace(dispatch, outcome=outcome)
     events = {event.request_id: event for event in read(dispatch, requests).events}
     assert [len(events[i].token_ids) for i in range(2)] == [1, 1]
     assert (events[1].logprobs is not None) == is_there

@@ -28,6 +28,22 @@ def test_a_chunk_is_padded_in_rows_and_in_time() -> None:
     assert np.asarray(chunk.tokens)[1].tolist() == list(range(2, 34))
 
 
+def test_a_longest_chunk_says_which_tokens_are_scored() -> None:
+    longest, requests = engines.NARROW.score_length, {0: token_request(0, (1, 2, 3))}
+    assert longest is not None
+    part = chunk_of(requests[0], slot=0, span=(0, 2))
+    for told, first in ((None, -1), ((2, 3), 2)):
+        plan = PrefillPlan((part._replace(targets=told),), longest)
+        chunk = prefill_chunk(plan, requests, engines.NARROW, {})
+        targets = np.asarray(chunk.targets)
+        assert targets.shape == (engines.NARROW.prefill_rows, longest)
+        assert targets[0, 0] == first
+        assert (targets[0, 2:] == -1).all()
+        assert (targets[1:] == -1).all()
+    shorter = prefill_chunk(PrefillPlan((part,), 32), requests, engines.NARROW, {})
+    assert shorter.targets is None
+
+
 def test_a_row_carries_what_the_request_wants() -> None:
     row = row_arrays(token_request(0, (1, 2, 3)), {})
 
