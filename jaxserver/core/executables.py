@@ -111,11 +111,6 @@ def build_steps(
         step = jax.jit(run, donate_argnums=consumed, out_shardings=outs)
         return step.lower(*given, *inputs(kind, size)).compile(options)
 
-    def decode_at(rows: int) -> Callable[..., Any]:
-        longest, drafts = engine.max_stream_tokens, engine.drafts(rows)
-        sizes = BlockSizes(rows, longest, drafts, engine.least_match)
-        return functools.partial(decode, fns, sizes)
-
     late = functools.partial
     first, whole = late(prefill, fns), replicated(mesh)
     moves = (0,) if fns.token_axes else ()
@@ -128,7 +123,7 @@ def build_steps(
         },
         begin=late(build, late(begin, fns), outs, "begin", 0),
         decode={
-            rows: late(build, decode_at(rows), outs, "decode", rows)
+            rows: late(build, _decode_at(fns, engine, rows), outs, "decode", rows)
             for rows in engine.decode_ladder
         },
         take={size: late(build, take_page, whole, "take", size) for size in moves},
@@ -138,6 +133,12 @@ def build_steps(
         processors=dict(fns.processors),
         token_axes=fns.token_axes,
     )
+
+
+def _decode_at(fns: ModelFns, engine: EngineConfig, rows: int) -> Callable[..., Any]:
+    longest, drafts = engine.max_stream_tokens, engine.drafts(rows)
+    sizes = BlockSizes(rows, longest, drafts, engine.least_match)
+    return functools.partial(decode, fns, sizes)
 
 
 def _state_on_mesh(fns: ModelFns, shapes: Any, mesh: Mesh) -> Any:

@@ -5,6 +5,7 @@ from the logits as if there had been none; those after the first that was guesse
 are thrown away. So a guess changes what an answer costs, and never the answer.
 """
 
+import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -141,30 +142,33 @@ def with_draft_model(model: ModelFns, draft: ModelFns) -> ModelFns:
             draft.copy_pages(cache.draft, source, target, length),
         )
 
-    def guess(
-        params: Params, cache: Cache, batch: TokenBatch, count: int
-    ) -> tuple[Int[Array, "rows count"], Cache]:
-        def guess_one(carry: Guessing, nth: Array) -> tuple[Guessing, Array]:
-            kept, token = carry
-            step = batch._replace(
-                tokens=token[:, None],
-                start=batch.start + nth,
-                length=(nth < batch.length).astype(jnp.int32),
-            )
-            logits, kept = draft.extend(params.draft, kept, step)
-            following = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
-            return (kept, following), following
-
-        first = (cache.draft, batch.tokens[:, 0])
-        steps = jnp.arange(count, dtype=jnp.int32)
-        (kept, _), guesses = jax.lax.scan(guess_one, first, steps)
-        return guesses.T, cache._replace(draft=kept)
-
     return model._replace(
         init_cache=init_cache,
         run=run,
         read=read,
         copy_pages=copy_pages,
         token_axes=Pair(model.token_axes, draft.token_axes),
-        guess=guess,
+        guess=functools.partial(_guess_likeliest, draft),
     )
+
+
+def _guess_likeliest(
+    draft: ModelFns, params: Pair, cache: Pair, batch: TokenBatch, count: int
+) -> tuple[Int[Array, "rows count"], Cache]:
+    """The smaller model's likeliest tokens, each after those before it."""
+
+    def guess_one(carry: Guessing, nth: Array) -> tuple[Guessing, Array]:
+        kept, token = carry
+        step = batch._replace(
+            tokens=token[:, None],
+            start=batch.start + nth,
+            length=(nth < batch.length).astype(jnp.int32),
+        )
+        logits, kept = draft.extend(params.draft, kept, step)
+        following = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
+        return (kept, following), following
+
+    first = (cache.draft, batch.tokens[:, 0])
+    steps = jnp.arange(count, dtype=jnp.int32)
+    (kept, _), guesses = jax.lax.scan(guess_one, first, steps)
+    return guesses.T, cache._replace(draft=kept)
