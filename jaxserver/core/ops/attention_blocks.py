@@ -1,8 +1,10 @@
 """Attention in a form whose bits do not depend on company (CPU)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserver.core.ops.paged import LayerCache, PageTable, read_block
 from jaxserver.core.ops.sums import sum_last
@@ -18,6 +20,12 @@ ROWS = 4
 
 Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
 """
+TIME = 68
+"""New positions of a row that are looked at together.
+
+The earlier ones of a long chunk see fewer blocks than the later ones; with fewer of
+them at a time, products would take longer.
+"""
 NEVER = -1e30
 """Score of a position that is not seen: a masked block then adds exactly nothing."""
 
@@ -32,46 +40,69 @@ def attend_blocks(
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
 
-    Each query sees the positions up to its own. A few rows go together, through as many
-    blocks from the first on as the longest of them needs: what a row costs does not
-    depend on rows far from it, and its bits depend on none.
+    Each query sees the positions up to its own. A few rows, and a part of their new
+    positions, go together, through as many blocks from the first on as the longest of
+    them needs: what a row costs does not depend on rows far from it, and its bits
+    depend on none.
 
     Args:
         queries: Of the new tokens, whose keys and values are in the cache already.
         cache: In the order of `BY_HEAD`.
         table: Pages of each row, or None.
-        positions: Of the queries.
+        positions: Of the queries, one after the other.
         ends: How many positions each row has to look at.
         together: How many rows go together; None for all, wherever they lie: a device
             may have few of them, which are padded as few are.
     """
-    rows, groups = queries.shape[0], queries.shape[3]
-    num_blocks = (ends + BLOCK - 1) // BLOCK
+    rows, time, _, groups, _ = queries.shape
     is_enough = together is not None and together <= rows
     least = MIN_QUERIES * (1 if is_enough else groups)
-    together = min(together or rows, rows)
-    # The last rows may go with some that have gone before, and are done again.
-    starts = [min(at, rows - together) for at in range(0, rows, together)]
-    new = rows - (len(starts) - 1) * together
+    few = (min(together or rows, rows), min(TIME, time))
+    firsts = [
+        _firsts(length, some) for length, some in zip((rows, time), few, strict=True)
+    ]
+    each = list(itertools.product(*firsts))
 
     def in_groups(leaf: Array) -> Array:
-        return jnp.stack([leaf[at : at + together] for at in starts])
+        return jnp.stack([leaf[r : r + few[0], t : t + few[1]] for r, t in each])
+
+    def of_rows(leaf: Array) -> Array:
+        return jnp.stack([leaf[r : r + few[0]] for r, _ in each])
 
     def attend_group(group: tuple[Array, Array, Array, Array, PageTable]) -> Array:
-        queries, positions, num_blocks, first, table = group
-        most = jnp.max(num_blocks)
+        queries, positions, ends, first, table = group
+        is_new = positions[:, 0] < ends
+        seen = jnp.minimum(ends, jnp.where(is_new, positions[:, -1] + 1, 1))
+        most = (jnp.max(seen) + BLOCK - 1) // BLOCK
         return _attend_rows(queries, cache, (first, table), positions, (most, least))
 
     by_group = jax.lax.map(
         attend_group,
         (
-            *(in_groups(leaf) for leaf in (queries, positions, num_blocks)),
-            jnp.array(starts, jnp.int32),
-            None if table is None else in_groups(table),
+            in_groups(queries),
+            in_groups(positions),
+            of_rows(ends),
+            jnp.array([first for first, _ in each], jnp.int32),
+            None if table is None else of_rows(table),
         ),
     )
-    before = by_group[:-1].reshape(rows - new, *queries.shape[1:])
-    return jnp.concatenate([before, by_group[-1, together - new :]])
+    parts = by_group.reshape(len(firsts[0]), len(firsts[1]), *by_group.shape[1:])
+    return _joined(jax.vmap(_joined, in_axes=(0, None, None))(parts, 1, time), 0, rows)
+
+
+def _firsts(length: int, some: int) -> list[int]:
+    """Where each part of an axis begins; the last may have some that went before."""
+    return [min(at, length - some) for at in range(0, length, some)]
+
+
+def _joined(
+    parts: Shaped[Array, "parts ..."], axis: int, length: int
+) -> Shaped[Array, "..."]:
+    """The axis of that length whose parts begin at `_firsts`."""
+    *before, last = parts
+    some = last.shape[axis]
+    new = jax.lax.slice_in_dim(last, (len(before) + 1) * some - length, some, axis=axis)
+    return jnp.concatenate([*before, new], axis=axis)
 
 
 def _attend_rows(

@@ -26,6 +26,11 @@ MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
 """Bits of a float32 without its sign, those of its power of two, the next power."""
 BEYOND_LARGEST = 0x0001FFFF
 """Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
+LANES = 64
+"""Of numbers up to which a reduction is left to the compiler."""
+ROUNDING = 1.5 * 2**15 + MIDDLE
+"""A sum with it is rounded to parts of 256: 24 bits, the last 16 of which are `MIDDLE`
+and what was added."""
 LEAST_STEP = 3 * ONE_UP
 """Bits of 2**-124: one over it is a normal number too."""
 
@@ -89,9 +94,16 @@ def split_bytes(
     that of the numbers, with what is not finite above all others.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE
-    largest = jnp.max(bits, axis=1, keepdims=True)
+    largest = _largest(bits)
     power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
     step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
-    parts = jnp.round(x / step * PARTS).astype(jnp.int32) + MIDDLE * PARTS
-    both = jnp.concatenate([parts >> BYTE_BITS, parts & (PARTS - 1)])
+    rounded = jax.lax.bitcast_convert_type(x / step + ROUNDING, jnp.int32)
+    both = jnp.concatenate([rounded >> BYTE_BITS, rounded])
     return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)
+
+
+def _largest(x: Int32[Array, "tokens in"]) -> Int32[Array, "tokens 1"]:
+    """Of each token, by halves: a reduction alone would keep what it reduces (CPU)."""
+    while x.shape[1] > LANES and x.shape[1] % 2 == 0:
+        x = jnp.maximum(*jnp.split(x, 2, axis=1))
+    return jnp.max(x, axis=1, keepdims=True)
