@@ -33,7 +33,15 @@ from jaxserver.core.steps import (
     put_page,
     take_page,
 )
-from jaxserver.ports.model import Axes, Cache, Hidden, ModelFns, Params, TokenBatch
+from jaxserver.ports.model import (
+    Axes,
+    Cache,
+    Hidden,
+    ModelFns,
+    Params,
+    TokenAxes,
+    TokenBatch,
+)
 from jaxserver.ports.processors import Processors
 
 Kind = Literal["init", "adopt", "prefill", "begin", "decode", "take", "put"]
@@ -72,7 +80,7 @@ class Steps(NamedTuple):
     inputs: Callable[[Kind, int], tuple[Any, ...]]
     share: Callable[[int], Compiled]
     processors: Processors
-    token_axes: Any
+    token_axes: TokenAxes | None
 
 
 def build_steps(

@@ -1,5 +1,6 @@
 """The keys and values that every layer keeps of the tokens it has run."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,13 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxserver.core.config import ModelConfig
-from jaxserver.core.ops.attention_blocks import BLOCK
 from jaxserver.core.ops.fp8 import QUANTIZED
-from jaxserver.core.ops.paged import BY_HEAD, Layout, Pages
-from jaxserver.ports.model import Axes, LogicalAxis
+from jaxserver.core.ops.paged import BLOCK, BY_HEAD, Dimension, Layout, Pages
+from jaxserver.ports.model import Axes, LogicalAxis, TokenAxes
 
-CLASHING_BYTES = 4096
-"""What lies a multiple of it apart shares a few lines of a processor's caches."""
+OF_TOKENS: tuple[Dimension, ...] = ("page_size", "blocks", "block")
+"""What counts a page's tokens, from the outside in."""
 
 
 class KVCache(NamedTuple):
@@ -37,11 +37,15 @@ def num_arrays(num_layers: int, layout: Layout) -> int:
     return 1 if "layers" in layout.keys else num_layers
 
 
-def token_axes(num_layers: int, layout: Layout) -> KVCache:
-    """Which dimension of a page counts its tokens, in the place of each array."""
+def token_axes(num_layers: int, layout: Layout) -> TokenAxes:
+    """Which dimensions of a page count its tokens, of each array."""
     count = num_arrays(num_layers, layout)
-    keys, values = ((order.index("page_size") - 1,) * count for order in layout)
-    return KVCache(keys, values)  # type: ignore[arg-type]  # numbers in arrays' places
+    keys, values = (_token_axes(order[1:]) for order in layout)
+    return ((keys,) * count) + ((values,) * count)
+
+
+def _token_axes(order: tuple[Dimension, ...]) -> tuple[int, ...]:
+    return tuple(nth for nth, name in enumerate(order) if name in OF_TOKENS)
 
 
 def cache_dtype(kept: str, computed: str = "float32") -> str:
@@ -56,17 +60,9 @@ def cache_dtype(kept: str, computed: str = "float32") -> str:
     return "float16" if kept in QUANTIZED else "float32"
 
 
-def whole_row_page(
-    max_len: int, dtype: str = "float32", layout: Layout = BY_HEAD
-) -> int:
-    """Size of a page that holds a whole row: `max_len` up to a multiple of a block.
-
-    It is a block more where the dimensions of a key lie apart and would clash.
-    """
-    size = -(-max_len // BLOCK) * BLOCK
-    row_bytes = size * jnp.dtype(dtype).itemsize
-    clashes = layout.keys[-1] == "page_size" and row_bytes % CLASHING_BYTES == 0
-    return size + BLOCK if clashes else size
+def whole_row_page(max_len: int) -> int:
+    """Size of a page that holds a whole row: `max_len` up to a multiple of a block."""
+    return -(-max_len // BLOCK) * BLOCK
 
 
 def init_cache(
@@ -81,6 +77,8 @@ def init_cache(
         "pages": num_pages,
         "layers": config.num_layers,
         "page_size": page_size,
+        "blocks": -(-page_size // BLOCK),
+        "block": min(BLOCK, page_size),
         "kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
     }
@@ -104,7 +102,8 @@ def copy_pages(
     Block by block, so that the work is proportional to the tokens copied. A target that
     is no page gets nothing.
     """
-    key_axis, value_axis = (order.index("page_size") for order in layout)
+    key_axes, value_axes = map(_token_axes, layout)
+    size = math.prod(cache.keys[0].shape[axis] for axis in key_axes)
 
     def copy_page(which: Array, cache: KVCache) -> KVCache:
         pair = (source[which], target[which])
@@ -113,14 +112,14 @@ def copy_pages(
         def copy_block(nth: Array, cache: KVCache) -> KVCache:
             return KVCache(
                 keys=tuple(
-                    _copy_block(x, key_axis, pair, (nth, count)) for x in cache.keys
+                    _copy_block(x, key_axes, pair, (nth, count)) for x in cache.keys
                 ),
                 values=tuple(
-                    _copy_block(x, value_axis, pair, (nth, count)) for x in cache.values
+                    _copy_block(x, value_axes, pair, (nth, count)) for x in cache.values
                 ),
             )
 
-        block = min(BLOCK, cache.keys[0].shape[key_axis])
+        block = min(BLOCK, size)
         num_blocks = (count + block - 1) // block
         copied: KVCache = jax.lax.fori_loop(0, num_blocks, copy_block, cache)
         return copied
@@ -131,23 +130,24 @@ def copy_pages(
 
 def _copy_block(
     pages: Array,
-    token_axis: int,
+    token_axes: tuple[int, ...],
     pair: tuple[Int[Array, ""], Int[Array, ""]],
     part: tuple[Int[Array, ""], Int[Array, ""]],
 ) -> Array:
     """Copies the nth block, and of it what is before the given number of tokens."""
     (source, target), (nth, count) = pair, part
-    block = min(BLOCK, pages.shape[token_axis])
-    shape = [1, *pages.shape[1:]]
-    shape[token_axis] = block
+    *outer, inner = token_axes
+    block = min(BLOCK, pages.shape[inner])
+    shape, at = [1, *pages.shape[1:]], [jnp.zeros((), jnp.int32)] * pages.ndim
+    shape[inner], at[inner] = block, nth * block
+    for axis in outer:  # of blocks
+        shape[axis], at[axis], at[inner] = 1, nth, at[0]
 
     def place(page: Array) -> list[Array]:
-        at = [jnp.zeros((), jnp.int32)] * pages.ndim
-        at[0], at[token_axis] = page, nth * block
-        return at
+        return [page, *at[1:]]
 
     new = jax.lax.dynamic_slice(pages, place(source), shape)
     old = jax.lax.dynamic_slice(pages, place(target), shape)
-    at = nth * block + jax.lax.broadcasted_iota(jnp.int32, shape, token_axis)
-    mixed = jnp.where(at < count, new, old)
+    position = nth * block + jax.lax.broadcasted_iota(jnp.int32, shape, inner)
+    mixed = jnp.where(position < count, new, old)
     return jax.lax.dynamic_update_slice(pages, mixed, place(target))

@@ -142,12 +142,13 @@ def with_draft_model(model: ModelFns, draft: ModelFns) -> ModelFns:
             draft.copy_pages(cache.draft, source, target, length),
         )
 
+    both = model.token_axes, draft.token_axes
     return model._replace(
         init_cache=init_cache,
         run=run,
         read=read,
         copy_pages=copy_pages,
-        token_axes=Pair(model.token_axes, draft.token_axes),
+        token_axes=both[0] and both[1] and (*both[0], *both[1]),
         guess=functools.partial(_guess_likeliest, draft),
     )
 

@@ -22,7 +22,6 @@ from jaxserver.core.kv_cache import (
 )
 from jaxserver.core.ops import paged
 from jaxserver.core.ops.attention import Attention, attention
-from jaxserver.core.ops.attention_blocks import BLOCK
 from jaxserver.core.ops.likeliest import refine_likeliest
 from jaxserver.core.ops.linear import (
     Multiplied,
@@ -34,7 +33,7 @@ from jaxserver.core.ops.linear import (
 )
 from jaxserver.core.ops.mlp import gated_mlp
 from jaxserver.core.ops.norms import rms_norm
-from jaxserver.core.ops.paged import LayerCache
+from jaxserver.core.ops.paged import BLOCK, LayerCache
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from jaxserver.core.params import LayerParams, Weights, layer_at
 from jaxserver.core.sharding import constrain, num_devices
@@ -49,6 +48,7 @@ class Build(NamedTuple):
         products: How they are made, and on which mesh the model lies.
         dtype: Of the residual stream, and so of both factors of every product.
         attention: The form of it, and the cache's layout.
+        page_size: Tokens of a page of the cache.
     """
 
     config: ModelConfig
@@ -56,6 +56,7 @@ class Build(NamedTuple):
     products: Products
     dtype: str
     attention: Attention
+    page_size: int
 
 
 def transformer_fns(
@@ -78,11 +79,11 @@ def transformer_fns(
     """
     form = attention(compute, config.head_dim, mesh)
     table, layout = rope_table(config, max_len), form.layout
-    page_size = page_size or whole_row_page(max_len, cache_dtype, layout)
+    page_size = page_size or whole_row_page(max_len)
     chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     products = Products(mesh, compute.kernel("int8_product"))
-    build = Build(config, table, products, compute.dtype, form)
+    build = Build(config, table, products, compute.dtype, form, page_size)
     some_run: Run = functools.partial(run, build)
     some_read: Read = functools.partial(read, build)
     if compute.rounds_float32:
@@ -224,9 +225,8 @@ def _attention(
     qkv = constrain(qkv, (rows_axis, None, "kv_heads", None, None), mesh)
     turned = rotate(qkv[:, :, :, :-1], build.table, positions)
     queries, keys, values = turned[:, :, :, :-1], turned[:, :, :, -1], qkv[:, :, :, -1]
-    sizes = dict(zip(form.layout.keys, cache.keys.shape, strict=True))
     places = paged.places(
-        positions, batch.length, table, sizes["page_size"], sizes["pages"]
+        positions, batch.length, table, build.page_size, cache.keys.shape[0]
     )
     # Runs of keys do not go across the devices that rows lie on.
     is_split = mesh is not None and num_devices("batch", mesh) > 1

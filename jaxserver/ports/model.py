@@ -19,6 +19,7 @@ MeshAxis: TypeAlias = Literal["dp", "fsdp", "mp"]
 Axis: TypeAlias = LogicalAxis | MeshAxis | tuple[MeshAxis, ...]
 """What cuts a dimension: its meaning, or an axis or several of the mesh by name."""
 Axes: TypeAlias = tuple[Axis | None, ...]
+TokenAxes: TypeAlias = tuple[tuple[int, ...], ...]
 PartitionRules: TypeAlias = Iterable[tuple[str, Iterable[Axis | None]]]
 """Of a user: regular expressions over the paths of parameters, and their axes."""
 
@@ -148,8 +149,8 @@ class ModelFns(NamedTuple):
         guess: Guesses the tokens that a decode step runs ahead; None where a row's own
             tokens say enough.
         processors: Steps of choosing that requests may ask for, with their names.
-        token_axes: Of each leaf of the cache, in the same tree, which dimension of a
-            page counts its tokens; None where pages are not to be taken out.
+        token_axes: Of each leaf of the cache, which dimensions of a page count its
+            tokens, from the outside in; None where pages are not to be taken out.
     """
 
     init_cache: InitCache
@@ -167,7 +168,7 @@ class ModelFns(NamedTuple):
     rules: AnswerRules = AnswerRules()
     guess: Guess | None = None
     processors: tuple[tuple[str, LogitsProcessor], ...] = ()
-    token_axes: Any = None
+    token_axes: TokenAxes | None = None
 
     def extend(
         self, params: Params, cache: Cache, batch: TokenBatch

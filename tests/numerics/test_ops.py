@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jaxserver.core.config import ModelConfig, RopeScaling
-from jaxserver.core.ops.attention_blocks import BLOCK, attend_blocks
+from jaxserver.core.ops.attention_blocks import TIME, attend_blocks
 from jaxserver.core.ops.linear import linear, pad_tokens
 from jaxserver.core.ops.mlp import MlpParams, gated_mlp
 from jaxserver.core.ops.norms import rms_norm
-from jaxserver.core.ops.paged import LayerCache
+from jaxserver.core.ops.paged import BLOCK, LayerCache
 from jaxserver.core.ops.rope import RopeTable, rope_table, rotate
 from tests.numerics.transforms import Transform, both_ways
 from tests.rows import HostArray
@@ -203,12 +203,49 @@ def test_attention_is_softmax_over_what_came_before(
     assert_close(found, expected)
 
 
-def among_layers(keys: Any, values: Any) -> LayerCache:
+@pytest.mark.parametrize("time", [TIME + 1, 2 * TIME, 3 * TIME - 5])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_long_chunk_is_looked_at_in_parts_to_the_same_bits(
+    transform: Transform, rows: int, time: int
+) -> None:
+    """Rows have as many new tokens as there is room for, a few, or none."""
+    context = 4 * BLOCK
+    queries = normal(rows, time, 2, 3, 8)
+    keys, values = normal(rows, 2, 8, context), normal(rows, 2, context, 8)
+    start = np.array([90, 0, 200, 7, 301], np.int32)[:rows, None]
+    count = np.array([time, time - 3, 2, 0, TIME], np.int32)[:rows]
+    positions = start + np.arange(time, dtype=np.int32)
+    expected = naive_attention(queries, keys, values, positions)
+    ends, cache = start[:, 0] + count, among_layers(keys, values)
+
+    def attend(cut: slice) -> HostArray:
+        given = (queries[:, cut], cache, None, positions[:, cut], ends)
+        return np.asarray(transform(attend_blocks)(*given))
+
+    found, pieces = attend(slice(time)), [slice(0, 40), slice(40, time)]
+    piecewise = np.concatenate([attend(cut) for cut in pieces], axis=1)
+    for row, some in enumerate(count):
+        assert_close(found[row, :some], expected[row, :some])
+        np.testing.assert_array_equal(found[row, :some], piecewise[row, :some])
+    assert np.isfinite(found[count > 0]).all()
+
+
+def in_blocks(keys: Any, values: Any, block: int = BLOCK) -> tuple[Any, Any]:
+    """Keys `[pages heads head_dim page_size]` as they are kept, and values likewise."""
+    pages, heads, head_dim, size = keys.shape
+    block = min(block, size)
+    keys = keys.reshape(pages, heads, head_dim, -1, block)
+    values = values.reshape(pages, heads, -1, block, head_dim)
+    return keys.transpose(0, 3, 1, 2, 4), values.transpose(0, 2, 1, 3, 4)
+
+
+def among_layers(keys: Any, values: Any, block: int = BLOCK) -> LayerCache:
     """The same cache as that of a layer between two that are not to be seen."""
-    hidden = [jnp.full_like(leaf, jnp.nan) for leaf in (keys, values)]
+    kept = in_blocks(keys, values, block)
+    hidden = [jnp.full_like(leaf, jnp.nan) for leaf in kept]
     around_keys, around_values = (
         jnp.stack([nothing, leaf, nothing], axis=1)
-        for nothing, leaf in zip(hidden, (keys, values), strict=True)
+        for nothing, leaf in zip(hidden, kept, strict=True)
     )
     return LayerCache(around_keys, around_values, jnp.int32(1))
 

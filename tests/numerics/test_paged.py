@@ -30,19 +30,33 @@ def pages() -> tuple[HostArray, HostArray]:
 
 
 def put(
-    transform: Transform, keys: HostArray, values: HostArray, *rest: Any, **how: Any
+    transform: Transform,
+    keys: HostArray,
+    values: HostArray,
+    *rest: Any,
+    block: int = PAGE_SIZE,
+    **how: Any,
 ) -> tuple[HostArray, HostArray]:
     """Writes to one of several layers, and sees that the others stay as they are."""
 
     def write(*given: Any) -> Any:
         return paged.write(*given, **how)
 
-    cache = among_layers(keys, values)
+    cache = among_layers(keys, values, block)
     found = transform(write)(cache, *rest)
     for before, after in zip(cache[:2], found[:2], strict=True):
         np.testing.assert_array_equal(after[:, 0], before[:, 0])
         np.testing.assert_array_equal(after[:, 2], before[:, 2])
-    return np.asarray(found.keys[:, 1]), np.asarray(found.values[:, 1])
+    return out_of_blocks(found.keys[:, 1], found.values[:, 1])
+
+
+def out_of_blocks(keys: Any, values: Any) -> tuple[HostArray, HostArray]:
+    whole_keys = np.asarray(keys).transpose(0, 2, 3, 1, 4)
+    whole_values = np.asarray(values).transpose(0, 2, 1, 3, 4)
+    return (
+        whole_keys.reshape(*whole_keys.shape[:3], -1),
+        whole_values.reshape(*whole_values.shape[:2], -1, whole_values.shape[-1]),
+    )
 
 
 def places(transform: Transform, *arguments: Any) -> tuple[HostArray, HostArray]:
@@ -76,8 +90,9 @@ def test_padding_and_positions_past_the_row_have_no_place(transform: Transform) 
     assert page.tolist() == [[0, NUM_PAGES]]
 
 
+@pytest.mark.parametrize("block", [1, 2, 4])
 def test_writing_changes_the_places_that_are_meant_and_no_other(
-    transform: Transform,
+    transform: Transform, block: int
 ) -> None:
     keys, values = pages()
     new = normal(2, 3, HEADS, HEAD_DIM), normal(2, 3, HEADS, HEAD_DIM)
@@ -89,7 +104,8 @@ def test_writing_changes_the_places_that_are_meant_and_no_other(
         if at < NUM_PAGES:
             expected_keys[at, :, :, here] = new[0][row, time]
             expected_values[at, :, here] = new[1][row, time]
-    found_keys, found_values = put(transform, keys, values, new, (page, offset))
+    found = put(transform, keys, values, new, (page, offset), block=block)
+    found_keys, found_values = found
     np.testing.assert_array_equal(found_keys, expected_keys)
     np.testing.assert_array_equal(found_values, expected_values)
 
@@ -110,10 +126,11 @@ def test_in_another_layout_the_same_is_written(transform: Transform) -> None:
     np.testing.assert_array_equal(found[1], expected[1].transpose(0, 2, 1, 3))
 
 
+@pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 @pytest.mark.parametrize("counts", [(3, 3), (1, 2), (2, 0), (0, 3)])
 def test_runs_of_rows_on_one_page_are_written_as_tokens_are(
-    transform: Transform, start: int, counts: tuple[int, int]
+    transform: Transform, start: int, counts: tuple[int, int], block: int
 ) -> None:
     keys, values = pages()
     new = normal(2, 3, HEADS, HEAD_DIM), normal(2, 3, HEADS, HEAD_DIM)
@@ -122,7 +139,7 @@ def test_runs_of_rows_on_one_page_are_written_as_tokens_are(
     where = places(transform, positions, np.array(counts, np.int32), table)
     expected = put(transform, keys, values, new, where)
 
-    found = put(transform, keys, values, new, where, in_runs=True)
+    found = put(transform, keys, values, new, where, block=block, in_runs=True)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -159,7 +176,7 @@ def test_a_value_that_is_no_number_is_kept_as_nothing_under_a_key_that_is_none(
     np.testing.assert_array_equal(found[1][5, :, 0], new_values[0, 0])
 
 
-@pytest.mark.parametrize("block", [2, 8])
+@pytest.mark.parametrize("block", [2, 4, 8])
 def test_a_block_is_read_from_the_pages_of_its_row(
     transform: Transform, block: int
 ) -> None:
@@ -168,7 +185,7 @@ def test_a_block_is_read_from_the_pages_of_its_row(
     def read(cache: paged.LayerCache, table: Any, nth: jax.Array) -> Any:
         return paged.read_block(cache, (nth, table), 2, (nth, block))
 
-    given = (among_layers(keys, values), TABLE, np.int32(1))
+    given = (among_layers(keys, values, min(block, PAGE_SIZE)), TABLE, np.int32(1))
     found_keys, found_values = transform(read)(*given)
     for row in range(2):
         for at in range(block):
@@ -191,7 +208,7 @@ def test_without_a_table_a_block_is_cut_out_of_the_rows(
     def read(cache: paged.LayerCache, row: jax.Array, nth: jax.Array) -> Any:
         return paged.read_block(cache, (row, None), 3, (nth, 2))
 
-    given = (among_layers(keys, values), np.int32(first), np.int32(1))
+    given = (among_layers(keys, values, 2), np.int32(first), np.int32(1))
     found_keys, found_values = transform(read)(*given)
     np.testing.assert_array_equal(found_keys, keys[first : first + 3, :, :, 2:])
     np.testing.assert_array_equal(found_values, values[first : first + 3, :, 2:])

@@ -346,12 +346,14 @@ def test_copying_pages_copies_exactly_what_was_asked(
     copy_pages: Any = model.fns.copy_pages
     found = jitted(copy_pages)(cache, *copies)
     expected = jax.tree.map(lambda leaf: np.asarray(leaf).copy(), cache)
-    for leaf in jax.tree.leaves(expected):
-        token_axis = leaf.shape[1:].index(size)
+    assert model.fns.token_axes is not None
+    for leaf, axes in zip(jax.tree.leaves(expected), model.fns.token_axes, strict=True):
+        outer = range(len(axes))
         for a, b, count in zip(source, target, length, strict=True):
             if b < 4:
-                old, new = (np.moveaxis(leaf[p], token_axis, 0) for p in (b, a))
-                old[:count] = new[:count]
+                old, new = (np.moveaxis(leaf[p], axes, outer) for p in (b, a))
+                at = np.unravel_index(np.arange(count), old.shape[: len(axes)])
+                old[at] = new[at]
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, found), expected)
 
 

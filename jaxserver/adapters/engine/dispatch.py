@@ -1,7 +1,7 @@
 """Turns a plan into a call of an executable, and its outcome into events."""
 
 import dataclasses
-import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from jaxserver.core.config import EngineConfig
 from jaxserver.core.decode_state import DecodeState
 from jaxserver.core.schedule import Chunk, DecodePlan, Plan, PrefillPlan
 from jaxserver.ports.errors import EngineFailed, JaxServerError
-from jaxserver.ports.model import Params
+from jaxserver.ports.model import Params, TokenAxes
 from jaxserver.ports.types import FinishReason, SamplingParams
 
 _UNASKED: Any = dict.fromkeys(("logprobs", "top_ids", "top_logprobs"))
@@ -112,6 +112,10 @@ class Device:
         is_alone = jax.process_count() == 1
         return is_alone and self._compiled.steps.token_axes is not None
 
+    @property
+    def _token_axes(self) -> TokenAxes:
+        return self._compiled.steps.token_axes or ()
+
     def reset(self) -> None:
         """Makes an empty state in place of one that a failed dispatch consumed."""
         self._give(Order("init", 0))
@@ -175,14 +179,13 @@ class Device:
 
     def take(self, pages: Sequence[int], length: int) -> KeptPages:
         """What pages hold of a row's first tokens, on the host."""
-        run, axes = self._compiled.get("take", 0), self._compiled.steps.token_axes
+        run, axes = self._compiled.get("take", 0), self._token_axes
         leaves = []
         for nth, page in enumerate(pages):
             some = min(length - nth * self._engine.page_size, self._engine.page_size)
             held = jax.device_get(run(self._state, np.int32(page)))
-            take = functools.partial(np.take, indices=range(some))
-            cut = jax.tree.map(lambda x, at, take=take: take(x, axis=at), held, axes)
-            leaves.append(tuple(jax.tree.leaves(cut)))
+            each = zip(jax.tree.leaves(held), axes, strict=True)
+            leaves.append(tuple(_tokens_last(x, at)[..., :some] for x, at in each))
         return KeptPages(length, tuple(leaves))
 
     def fits(self, kept: KeptPages) -> bool:
@@ -190,14 +193,12 @@ class Device:
         if not self.can_take:
             return True  # nobody will put it anywhere
         _, shapes = self._compiled.steps.inputs("put", 0)
-        axes = jax.tree.leaves(self._compiled.steps.token_axes)
-        wanted = jax.tree.leaves(shapes)
+        axes, wanted = self._token_axes, jax.tree.leaves(shapes)
         size = self._engine.page_size
         for nth, leaves in enumerate(kept.leaves):
             some = min(kept.length - nth * size, size)
             fit = [
-                x.dtype == y.dtype
-                and x.shape == (*y.shape[:at], some, *y.shape[at + 1 :])
+                x.dtype == y.dtype and x.shape == (*np.delete(y.shape, at), some)
                 for x, y, at in zip(leaves, wanted, axes, strict=False)
             ]
             if len(leaves) != len(wanted) or not all(fit):
@@ -208,10 +209,12 @@ class Device:
         """Lets pages hold what was taken from others of the same model."""
         (_, shapes) = self._compiled.steps.inputs("put", 0)
         wanted, tree = jax.tree.flatten(shapes)
-        run = self._compiled.get("put", 0)
+        axes, run = self._token_axes, self._compiled.get("put", 0)
         for page, leaves in zip(pages, kept.leaves, strict=True):
-            whole = [_padded(x, y.shape) for x, y in zip(leaves, wanted, strict=True)]
-            held = jax.tree.unflatten(tree, whole)
+            each = zip(leaves, wanted, axes, strict=True)
+            held = jax.tree.unflatten(
+                tree, [_page(x, y.shape, at) for x, y, at in each]
+            )
             self._state = run(self._state, np.int32(page), held)
 
     def prefill(
@@ -252,9 +255,19 @@ def _someone(engine: EngineConfig) -> TokenRequest:
     )
 
 
-def _padded(array: HostArray, shape: tuple[int, ...]) -> HostArray:
-    sizes = zip(array.shape, shape, strict=True)
-    return np.pad(array, [(0, size - held) for held, size in sizes])
+def _tokens_last(page: HostArray, axes: tuple[int, ...]) -> HostArray:
+    """A page with its tokens as the last dimension."""
+    moved = np.moveaxis(page, axes, range(-len(axes), 0))
+    return moved.reshape(*moved.shape[: -len(axes)], -1)
+
+
+def _page(some: HostArray, shape: tuple[int, ...], axes: tuple[int, ...]) -> HostArray:
+    """What `_tokens_last` was made of, as far as there is something of it."""
+    sizes = [shape[axis] for axis in axes]
+    missing = math.prod(sizes) - some.shape[-1]
+    whole = np.pad(some, [*[(0, 0)] * (some.ndim - 1), (0, missing)])
+    apart = whole.reshape(*whole.shape[:-1], *sizes)
+    return np.moveaxis(apart, range(-len(axes), 0), axes)
 
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:

@@ -102,7 +102,8 @@ class KeptPages(NamedTuple):
 
     Attributes:
         length: How many of the row's tokens.
-        leaves: By page, the arrays of the cache; the last page's may be cut short.
+        leaves: By page, the arrays of the cache, their last dimension being tokens;
+            the last page's may be cut short.
     """
 
     length: int

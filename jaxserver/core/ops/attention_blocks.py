@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxserver.core.ops.paged import LayerCache, PageTable, read_block
+from jaxserver.core.ops.paged import BLOCK, LayerCache, PageTable, read_block
 from jaxserver.core.ops.sums import sum_last
 
-BLOCK = 128
-"""Cached positions looked at together; the cache's rows are multiples of it."""
 MIN_QUERIES = 4
 """With fewer queries of a head, products take another path (CPU)."""
 VALUE_WIDTH = 64

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, Int, Shaped
 PageTable = Int[Array, "rows pages_per_row"] | None
 Pages: TypeAlias = Shaped[Array, "pages *rest"]
 """Keys or values, in the order of a layout."""
-Dimension: TypeAlias = Literal["pages", "layers", "page_size", "kv_heads", "head_dim"]
+Dimension: TypeAlias = Literal[
+    "pages", "layers", "page_size", "blocks", "block", "kv_heads", "head_dim"
+]
+"""A page's tokens are one dimension, or two: its blocks, and the tokens of each."""
+BLOCK = 128
+"""Cached positions looked at together; a whole row's page is a multiple of it."""
 
 
 class Layout(NamedTuple):
@@ -27,10 +32,13 @@ class Layout(NamedTuple):
 
 
 BY_HEAD = Layout(
-    keys=("pages", "layers", "kv_heads", "head_dim", "page_size"),
-    values=("pages", "layers", "kv_heads", "page_size", "head_dim"),
+    keys=("pages", "layers", "blocks", "kv_heads", "head_dim", "block"),
+    values=("pages", "layers", "blocks", "kv_heads", "block", "head_dim"),
 )
-"""In which decode attention is fastest on a CPU, and layers are run in a loop."""
+"""In which decode attention is fastest on a CPU, and layers are run in a loop.
+
+A block lies in one piece with those of other heads, as memory is read fastest.
+"""
 BY_TOKEN = Layout(
     keys=("pages", "page_size", "kv_heads", "head_dim"),
     values=("pages", "page_size", "kv_heads", "head_dim"),
@@ -78,16 +86,17 @@ def write(
             one key alone lies scattered.
     """
     (keys, values, layer), (new_keys, new_values) = cache, new
+    block = dict(zip(layout.keys, keys.shape, strict=True)).get("block", 1)
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
     new_keys = jnp.where(is_sound & jnp.isfinite(new_keys), new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
     kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
-    if in_runs and 1 < new_keys.shape[1] <= keys.shape[-1]:
+    if in_runs and new_keys.shape[1] > 1:
         keys = _write_runs(cache, kept_keys, places)
     else:
-        at = _at(layout.keys, places, layer)
+        at = _at(layout.keys, places, layer, block)
         keys = keys.at[at].set(kept_keys, mode="drop")
-    at = _at(layout.values, places, layer)
+    at = _at(layout.values, places, layer, block)
     values = values.at[at].set(kept_values, mode="drop")
     return LayerCache(keys, values, layer)
 
@@ -96,6 +105,7 @@ def _at(
     order: tuple[Dimension, ...],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
     layer: Int[Array, ""] | int,
+    block: int,
 ) -> tuple[Array | slice | int, ...]:
     """The index of all heads of a layer at some places."""
     page, offset = places
@@ -103,6 +113,8 @@ def _at(
         "pages": page,
         "layers": layer,
         "page_size": offset,
+        "blocks": offset // block,
+        "block": offset % block,
     }
     return tuple(index.get(dimension, slice(None)) for dimension in order)
 
@@ -112,24 +124,28 @@ def _write_runs(
     new: Float[Array, "rows time kv_heads head_dim"],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
 ) -> Pages:
-    """Keys row after row, by way of as many positions as there are new tokens."""
+    """Keys row after row, by way of the blocks that a run of new tokens may touch."""
     (keys, _, layer), (page, offset) = cache, places
-    num_pages, _, kv_heads, head_dim, page_size = keys.shape
+    num_pages, _, blocks, kv_heads, head_dim, block = keys.shape
     rows, time = page.shape
+    count = min(blocks, (time + block - 2) // block + 1)
+    size = (count, kv_heads, head_dim, block)
     counts = jnp.sum(page < num_pages, axis=1, dtype=jnp.int32)
-    spare = ((0, 0), (0, 0), (0, 0), (time, 0))
+    spare = ((0, 0), (0, 0), (0, 0), (count * block, count * block))
     shifted = jnp.pad(new.transpose(0, 2, 3, 1), spare)
-    zero, size = jnp.zeros((), jnp.int32), (kv_heads, head_dim, time)
-    window = jnp.arange(time, dtype=jnp.int32)
+    zero = jnp.zeros((), jnp.int32)
+    window = jnp.arange(count * block, dtype=jnp.int32)
 
     def write_row(row: Array, keys: Array) -> Array:
-        begin = jnp.minimum(offset[row, 0], page_size - time)
-        late = offset[row, 0] - begin
-        run = jax.lax.dynamic_slice(shifted, (row, zero, zero, time - late), (1, *size))
-        place = (page[row, 0], layer, zero, zero, begin)
+        first = jnp.minimum(offset[row, 0] // block, blocks - count)
+        late = offset[row, 0] - first * block
+        begin, all_of = count * block - late, (1, kv_heads, head_dim, count * block)
+        run = jax.lax.dynamic_slice(shifted, (row, zero, zero, begin), all_of)
+        run = run.reshape(kv_heads, head_dim, count, block).transpose(2, 0, 1, 3)
+        place = (page[row, 0], layer, first, zero, zero, zero)
         old = jax.lax.dynamic_slice(keys, place, (1, 1, *size))
         is_new = (window >= late) & (window < late + counts[row])
-        mixed = jnp.where(is_new, run[:, None], old)
+        mixed = jnp.where(is_new.reshape(count, 1, 1, block), run, old)
         return jax.lax.dynamic_update_slice(keys, mixed, place)
 
     written: Array = jax.lax.fori_loop(0, rows, write_row, keys)
@@ -183,36 +199,29 @@ def read_block(
         span: Which block it is, and how many positions a block has.
     """
     (keys, values, layer), (first, table), (nth, block) = cache, where, span
-    _, _, kv_heads, head_dim, page_size = keys.shape
-    zero = jnp.zeros((), jnp.int32)
+    blocks, kv_heads, head_dim, width = keys.shape[2:]
+    zero, page_size = jnp.zeros((), jnp.int32), blocks * width
     if table is None:
-        at = nth * block
-        key_place = (first, layer, zero, zero, at)
-        value_place = (first, layer, zero, at, zero)
-        key_size = (rows, 1, kv_heads, head_dim, block)
-        value_size = (rows, 1, kv_heads, block, head_dim)
+        chex.assert_equal(width, block)
+        place, size = (first, layer, nth, zero, zero, zero), (rows, 1, 1, kv_heads)
         return (
-            jax.lax.dynamic_slice(keys, key_place, key_size)[:, 0],
-            jax.lax.dynamic_slice(values, value_place, value_size)[:, 0],
+            jax.lax.dynamic_slice(keys, place, (*size, head_dim, width))[:, 0, 0],
+            jax.lax.dynamic_slice(values, place, (*size, width, head_dim))[:, 0, 0],
         )
-    width = min(block, page_size)
-    chex.assert_is_divisible(max(block, page_size), width)
+    chex.assert_is_divisible(block, width)
     starts = nth * block + width * jnp.arange(block // width, dtype=jnp.int32)
     pages = table.at[:, starts // page_size].get(mode="clip")
 
     def read_part(page: Int[Array, ""], at: Int[Array, ""]) -> tuple[Array, Array]:
-        key_place = (page, layer, zero, zero, at)
-        value_place = (page, layer, zero, at, zero)
-        key_size = (1, 1, kv_heads, head_dim, width)
-        value_size = (1, 1, kv_heads, width, head_dim)
+        place, size = (page, layer, at, zero, zero, zero), (1, 1, 1, kv_heads)
         return (
-            jax.lax.dynamic_slice(keys, key_place, key_size)[0, 0],
-            jax.lax.dynamic_slice(values, value_place, value_size)[0, 0],
+            jax.lax.dynamic_slice(keys, place, (*size, head_dim, width))[0, 0, 0],
+            jax.lax.dynamic_slice(values, place, (*size, width, head_dim))[0, 0, 0],
         )
 
     read_row = jax.vmap(read_part)
     key_parts, value_parts = jax.vmap(read_row, in_axes=(0, None))(
-        pages, starts % page_size
+        pages, starts % page_size // width
     )
     return (
         jnp.moveaxis(key_parts, 1, 3).reshape(rows, kv_heads, head_dim, block),

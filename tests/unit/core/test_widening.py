@@ -11,8 +11,9 @@ from jaxserver.core.config import EngineConfig, ModelConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.memory import plan_memory
-from jaxserver.core.ops.attention_blocks import BLOCK, ROWS
+from jaxserver.core.ops.attention_blocks import ROWS
 from jaxserver.core.ops.fp8 import FP8
+from jaxserver.core.ops.paged import BLOCK
 from jaxserver.core.params import (
     ParamSpec,
     init_params,

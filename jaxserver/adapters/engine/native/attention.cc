@@ -37,7 +37,7 @@ inline Vector load(const Half* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// Keys lie a page's length apart, where no processor expects them.
+// The dimensions of keys lie a block's length apart.
 inline void fetch(const Half* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
 }
@@ -113,23 +113,27 @@ struct Attention {
     return std::clamp<int64_t>(page, 0, shape.pages - 1);
   }
 
-  // Where the keys, and the values, of a page and a head begin.
-  int64_t page_at(int64_t row, int64_t head, int64_t nth) const {
-    const int64_t before = (page_of(row, nth) * shape.layers + layer) * shape.kv_heads + head;
-    return before * shape.head_dim * shape.page_size;
+  int64_t block_size() const { return std::min<int64_t>(shape.page_size, kBlock); }
+
+  // Where the keys, and the values, of a row's position begin that is a block's first.
+  int64_t block_at(int64_t row, int64_t head, int64_t position) const {
+    const int64_t blocks = shape.page_size / block_size();
+    const int64_t page = page_of(row, position / shape.page_size);
+    const int64_t block = position % shape.page_size / block_size();
+    const int64_t before = (page * shape.layers + layer) * blocks + block;
+    return (before * shape.kv_heads + head) * shape.head_dim * block_size();
   }
 
   // The keys and values of some positions, from a block's first on, in float32.
   void read(int64_t row, int64_t head, int64_t begin, int64_t count, int64_t width,
             Scratch& scratch) const {
-    const int64_t head_dim = shape.head_dim, page_size = shape.page_size;
+    const int64_t head_dim = shape.head_dim;
     for (int64_t done = 0; done < count;) {
-      const int64_t nth = (begin + done) / page_size, offset = (begin + done) % page_size;
-      const int64_t run = std::min(count - done, page_size - offset);
-      const int64_t first = page_at(row, head, nth);
-      const Half *key = keys + first + offset, *value = values + first + offset * head_dim;
-      for (int64_t d = 0; d < head_dim; ++d, key += page_size) {
-        fetch(key + kAhead * page_size, run);
+      const int64_t run = std::min(count - done, block_size());
+      const int64_t first = block_at(row, head, begin + done);
+      const Half *key = keys + first, *value = values + first;
+      for (int64_t d = 0; d < head_dim; ++d, key += block_size()) {
+        fetch(key + kAhead * block_size(), run);
         fetch(value + d * run, run);
         widen(key, run, scratch.keys.data() + d * kBlock + done);
       }
@@ -264,15 +268,12 @@ struct Attention {
       end = std::max<int64_t>(end, positions[row * shape.time + i] + 1);
     end = std::min<int64_t>({end, ends[row], shape.page_size * shape.pages_per_row});
     // One tile reads every number once: it need not be widened before.
-    const int64_t page_size = shape.page_size;
-    const bool is_there = page_size % kBlock == 0 && head_dim % kColumns == 0;
+    const bool is_there = block_size() == kBlock && head_dim % kColumns == 0;
     for (int64_t begin = 0; begin < end; begin += kBlock) {
       const int64_t here = std::min<int64_t>(end - begin, kBlock);
       if (is_there && count <= kQueries) {
-        const int64_t page = page_at(row, head, begin / page_size);
-        const int64_t offset = begin % page_size;
-        const Block<Half> block{keys + page + offset, values + page + offset * head_dim,
-                                page_size, head_dim, here};
+        const int64_t at = block_at(row, head, begin);
+        const Block<Half> block{keys + at, values + at, kBlock, head_dim, here};
         tiles<kQueries>(block, begin, row, first, 0, count, width, scratch);
       } else {
         read(row, head, begin, here, width, scratch);
@@ -289,16 +290,16 @@ struct Attention {
 };
 
 using Vectors = ffi::Buffer<ffi::F32, 5>;
-using Pages = ffi::Buffer<ffi::F16, 5>;
+using Pages = ffi::Buffer<ffi::F16, 6>;
 
-ffi::Error run(ffi::ThreadPool pool, Vectors queries, Pages keys,
-               Pages values, ffi::BufferR0<ffi::S32> layer,
-               ffi::BufferR2<ffi::S32> positions,
+ffi::Error run(ffi::ThreadPool pool, Vectors queries, Pages keys, Pages values,
+               ffi::BufferR0<ffi::S32> layer, ffi::BufferR2<ffi::S32> positions,
                ffi::BufferR1<ffi::S32> ends, ffi::RemainingArgs table,
                ffi::Result<Vectors> found) {
   const auto size = queries.dimensions();
-  Shape shape{size[0], size[1], size[2], size[3], size[4], keys.dimensions()[0],
-              keys.dimensions()[1], keys.dimensions()[4], 1};
+  const auto cache = keys.dimensions();
+  Shape shape{size[0], size[1], size[2], size[3], size[4], cache[0], cache[1],
+              cache[2] * cache[5], 1};
   const int32_t* pages_of_rows = nullptr;
   if (table.size() > 0) {
     const auto given = table.get<ffi::BufferR2<ffi::S32>>(0);
