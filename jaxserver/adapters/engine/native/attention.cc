@@ -21,8 +21,6 @@ constexpr int kLanes = 16;
 constexpr int kBlock = 128, kHalf = 64;
 // Queries of a tile, and columns of values: their sums are in registers.
 constexpr int kQueries = 4, kColumns = 64;
-// Dimensions of keys that are fetched before their use.
-constexpr int64_t kAhead = 16;
 // Queries of one thread at a time; more share what is read of the cache.
 constexpr int64_t kMostQueries = 96;
 // Fewer multiplications take less time than to wake a thread.
@@ -37,7 +35,7 @@ inline Vector load(const Half* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// The dimensions of keys lie a block's length apart.
+// No processor expects values while it reads keys.
 inline void fetch(const Half* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
 }
@@ -48,12 +46,9 @@ struct Block {
   const Number *keys, *values;
   int64_t key_stride, value_stride, count;
 
-  // What will be read soon, unless that has been done.
-  void fetch_after(int64_t d) const {
-    if constexpr (std::is_same_v<Number, Half>) {
-      fetch(keys + (d + kAhead) * key_stride, count);
-      fetch(values + d * count, count);
-    }
+  // Some of the values, unless that has been done.
+  void fetch_values(int64_t d) const {
+    if constexpr (std::is_same_v<Number, Half>) fetch(values + d * count, count);
   }
 };
 
@@ -133,7 +128,6 @@ struct Attention {
       const int64_t first = block_at(row, head, begin + done);
       const Half *key = keys + first, *value = values + first;
       for (int64_t d = 0; d < head_dim; ++d, key += block_size()) {
-        fetch(key + kAhead * block_size(), run);
         fetch(value + d * run, run);
         widen(key, run, scratch.keys.data() + d * kBlock + done);
       }
@@ -162,7 +156,7 @@ struct Attention {
       constexpr int kVectors = kHalf / kLanes;
       Vector sums[Queries][kVectors] = {};
       for (int64_t d = 0; d < head_dim; ++d) {
-        if (half == 0) block.fetch_after(d);
+        if (half == 0) block.fetch_values(d);
         const Number* key = block.keys + d * block.key_stride + half;
 #pragma GCC unroll 4
         for (int q = 0; q < Queries; ++q) {
