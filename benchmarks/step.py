@@ -158,7 +158,7 @@ class Measured:
         cache: Any = self.model.fns.init_cache(self.rows)
         # Those of one layer, which lie closer here than among others.
         keys, values = cache.keys[0][:, :1], cache.values[0][:, :1]
-        _, _, kv_heads, head_dim, _ = keys.shape
+        _, _, blocks, kv_heads, head_dim, block = keys.shape
         groups = self.params.layers[0].qkv
         groups = jax.tree.leaves(groups)[0].shape[1] - 2
         queries = jnp.ones((self.rows, self.time, kv_heads, groups, head_dim))
@@ -176,7 +176,7 @@ class Measured:
             (queries, keys, values),
             4 * heads * head_dim * context,
         )
-        seen = 2 * keys.nbytes * context // keys.shape[-1] * self.num_layers
+        seen = 2 * keys.nbytes * context // (blocks * block) * self.num_layers
         return dataclasses.replace(part, bytes=seen)
 
     def _norm(self) -> Part:

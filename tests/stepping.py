@@ -124,7 +124,7 @@ class Stepper:
     def clear(self) -> None:
         self.state = self.empty()
 
-    def prefill(self, *parts: Part, time: int = 32) -> Outcome:
+    def prefill(self, *parts: Part, time: int = 24) -> Outcome:
         chunk = chunk_of(parts, self.engine, time)
         run = self.get("prefill", time)
         state, prefilled = run(self.params, self.state, chunk)

@@ -41,19 +41,19 @@ class Way:
     neighbours: int = 0
 
 
-LONGEST_FIRST = ((136, 136), (136, 136), (16, 16), (12, 16))
+LONGEST_FIRST = ((136, 136), (136, 136), (24, 24), (4, 24))
 WAYS = {
     "longest first": Way(cuts=LONGEST_FIRST),
     "136 only": Way(cuts=((136, 136), (136, 136), (28, 136)), slot=3, block=1),
     "alone": Way(cuts=LONGEST_FIRST, rows=1),
-    "32 only": Way(cuts=((32, 32),) * 9 + ((12, 32),), slot=5, rows=8, block=2),
-    "16 only": Way(cuts=((16, 16),) * 18 + ((12, 16),), slot=1, rows=4, block=3),
+    "24 only": Way(cuts=((24, 24),) * 12 + ((12, 24),), slot=5, rows=8, block=2),
+    "10 at a time": Way(cuts=((10, 24),) * 30, slot=1, rows=4, block=3),
     "uneven": Way(
-        cuts=((5, 16), (100, 136), (90, 136), (104, 136), (1, 16)), slot=15, rows=16
+        cuts=((5, 24), (100, 136), (90, 136), (104, 136), (1, 24)), slot=15, rows=16
     ),
     "in company": Way(cuts=LONGEST_FIRST, slot=2, rows=4, neighbours=2),
     "in a crowd": Way(cuts=((100, 136),) * 3, slot=9, rows=16, neighbours=9),
-    "by prefill of 16": Way(cuts=LONGEST_FIRST, rows=None, block=16),
+    "by prefill of 24": Way(cuts=LONGEST_FIRST, rows=None, block=24),
     "by prefill of 136": Way(cuts=LONGEST_FIRST, rows=None, block=136),
 }
 

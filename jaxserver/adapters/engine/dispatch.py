@@ -185,7 +185,8 @@ class Device:
             some = min(length - nth * self._engine.page_size, self._engine.page_size)
             held = jax.device_get(run(self._state, np.int32(page)))
             each = zip(jax.tree.leaves(held), axes, strict=True)
-            leaves.append(tuple(_tokens_last(x, at)[..., :some] for x, at in each))
+            cut = (_tokens_last(x, at)[..., :some] for x, at in each)
+            leaves.append(tuple(map(np.ascontiguousarray, cut)))  # as files need them
         return KeptPages(length, tuple(leaves))
 
     def fits(self, kept: KeptPages) -> bool:

@@ -26,7 +26,7 @@ MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
 """Bits of a float32 without its sign, those of its power of two, the next power."""
 BEYOND_LARGEST = 0x0001FFFF
 """Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
-LANES = 64
+LANES = 16
 """Of numbers up to which a reduction is left to the compiler."""
 ROUNDING = 1.5 * 2**15 + MIDDLE
 """A sum with it is rounded to parts of 256: 24 bits, the last 16 of which are `MIDDLE`

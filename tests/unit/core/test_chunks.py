@@ -18,7 +18,7 @@ ENGINE = EngineConfig(slots=5, max_len=1024)
 @pytest.mark.parametrize("count", range(1, 137))
 def test_no_other_way_to_run_some_tokens_costs_less(count: int) -> None:
     lengths = ENGINE.prefill_lengths
-    short, long, _ = lengths
+    short, _ = lengths
 
     def cost(pieces: Sequence[int]) -> int:
         padded = (min(n for n in lengths if n >= piece) for piece in pieces)
@@ -28,11 +28,7 @@ def test_no_other_way_to_run_some_tokens_costs_less(count: int) -> None:
     while left:
         pieces.append(first_piece(left, lengths, ENGINE.call_tokens))
         left -= pieces[-1]
-    whole = [
-        [*[long] * i, *[short] * j, count - i * long - j * short]
-        for i in range(count // long + 1)
-        for j in range((count - i * long) // short + 1)
-    ]
+    whole = [[*[short] * i, count - i * short] for i in range(count // short + 1)]
     others = [[piece for piece in way if piece] for way in [[count], *whole]]
     assert sum(pieces) == count
     assert cost(pieces) == min(cost(way) for way in others)

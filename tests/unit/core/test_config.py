@@ -9,7 +9,7 @@ from tests.tiny import TINY_LLAMA
 
 @pytest.mark.parametrize(
     ("rows", "lengths"),
-    [(1, (16, 32, 136)), (2, (16, 32, 128)), (9, (16, 28)), (17, (15,)), (64, (4,))],
+    [(1, (24, 136)), (2, (24, 128)), (9, (24, 28)), (17, (15,)), (64, (4,))],
 )
 def test_prefill_lengths_fit_the_most_tokens_of_a_call(
     rows: int, lengths: tuple[int, ...]

@@ -92,12 +92,12 @@ def test_a_short_prompt_is_one_chunk_padded_to_the_least_length_that_holds_it() 
 
 
 def test_a_prompt_is_cut_where_padding_it_would_cost_more() -> None:
-    state, found = state_of(171), []
+    state, found = state_of(163), []
     for _ in range(3):
         plan, state = scheduler.plan(state, ENGINE, 0.0)
         assert isinstance(plan, PrefillPlan)
         found.append((plan.chunks[0].length, plan.time))
-    assert found == [(136, 136), (32, 32), (3, 16)]
+    assert found == [(136, 136), (24, 24), (3, 24)]
 
 
 def test_a_long_prompt_goes_in_chunks_of_the_longest_length() -> None:
@@ -112,9 +112,9 @@ def test_prompts_are_prefilled_together_in_order_of_arrival() -> None:
     assert isinstance(plan, PrefillPlan)
     assert [(c.request_id, c.slot, c.length) for c in plan.chunks] == [
         (0, 0, 5),
-        (1, 1, 32),
+        (1, 1, 24),
     ]
-    assert plan.time == 32
+    assert plan.time == 24
 
 
 def test_prefill_and_decode_take_turns() -> None:
@@ -245,13 +245,12 @@ def with_times(
     [
         ({}, 136),
         ({136: 0.2}, 136),
-        ({136: 0.25}, 16),
-        ({136: 0.25, 32: 0.06}, 32),
-        ({136: 0.25, 32: 0.047}, 136),
-        ({136: 0.25, 32: 0.21, 16: 0.2}, 16),
-        ({16: 0.3}, 16),
-        ({16: 0.04, 32: 0.08}, 32),
-        ({16: 0.04, 32: 0.08, 136: 0.2}, 136),
+        ({136: 0.25}, 24),
+        ({136: 0.25, 24: 0.06}, 24),
+        ({136: 0.25, 24: 0.035}, 136),
+        ({24: 0.3}, 24),
+        ({24: 0.04}, 24),
+        ({24: 0.04, 136: 0.2}, 136),
     ],
 )
 def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
@@ -269,19 +268,19 @@ def test_a_chunk_is_as_long_as_its_depth_allows() -> None:
     state = after(state_of(5, 700, streaming=True), 7)
     (unfinished,) = (r for r in state.running if not r.is_decoding)
     assert unfinished.prefilled == 408
-    plan = next_plan(with_times(state, {136: {2: 0.1, 3: 0.3}, 32: {3: 0.08}}))
+    plan = next_plan(with_times(state, {136: {2: 0.1, 3: 0.3}, 24: {3: 0.08}}))
     assert isinstance(plan, PrefillPlan)
-    assert plan.time == 32
+    assert plan.time == 24
 
 
 @pytest.mark.parametrize(
     ("prompts", "times", "expected"),
     [
-        ((5, 138, 138), {136: 0.16, 16: 0.04}, "p pp d pp d"),
-        ((5, 138, 138), {136: 0.16, 16: 0.05}, "p p d p d p d p d"),
+        ((5, 138, 138), {136: 0.16, 24: 0.04}, "p pp d pp d"),
+        ((5, 138, 138), {136: 0.16, 24: 0.05}, "p p d p d p d p d"),
         ((5, 138, 138), {}, "p p d p d p d p d"),
-        ((5, 316), {136: 0.05, 16: 0.01, 32: 0.01}, "p p d p d pp d"),
-        ((5, 5, 5, 5), {16: 0.01}, "p p d p d p d"),
+        ((5, 316), {136: 0.05, 24: 0.01}, "p p d p d pp d"),
+        ((5, 5, 5, 5), {24: 0.01}, "p p d p d p d"),
     ],
 )
 def test_only_the_rest_of_a_prompt_goes_with_the_chunk_before_it(
@@ -304,7 +303,7 @@ def test_a_scored_prompt_takes_all_the_time_there_is() -> None:
         request_id=1, tokens=tokens_of(1, 138), limit=1024, streaming=True, scored=True
     )
     state = scheduler.submit(after(state, 1), scored)
-    state = with_times(state, {136: {0: 0.01}, 16: {0: 0.01}})
+    state = with_times(state, {136: {0: 0.01}, 24: {0: 0.01}})
     kinds = []
     for _ in range(4):
         plan, state = scheduler.plan(state, ENGINE, 0.0)

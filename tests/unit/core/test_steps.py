@@ -37,7 +37,7 @@ def compiled() -> Stepper:
         stepper = Stepper(built, params, ENGINE)
         for rows in ENGINE.decode_ladder:
             stepper.get("decode", rows)
-        stepper.get("prefill", 32)
+        stepper.get("prefill", 24)
     return stepper
 
 
@@ -57,7 +57,7 @@ def row_of(stepper: Stepper, slot: int) -> list[int]:
 
 def test_the_list_of_executables_follows_from_the_configuration() -> None:
     built = compiled()._steps
-    assert tuple(built.prefill) == ENGINE.prefill_lengths == (16, 32, 128)
+    assert tuple(built.prefill) == ENGINE.prefill_lengths == (24, 128)
     assert tuple(built.decode) == ENGINE.decode_ladder == (1, 4, 6)
 
 
@@ -152,10 +152,10 @@ def test_the_first_token_can_be_the_last(stepper: Stepper) -> None:
 def test_the_last_place_of_a_row_can_be_filled(stepper: Stepper) -> None:
     prompt = tuple([1] * (MAX_LEN - 2))
     stepper.prefill(
-        Part(wish=Wish(prompt=prompt, limit=MAX_LEN), slot=0, end=30), time=32
+        Part(wish=Wish(prompt=prompt, limit=MAX_LEN), slot=0, end=30), time=128
     )
     stepper.prefill(
-        Part(wish=Wish(prompt=prompt, limit=MAX_LEN), slot=0, start=30), time=32
+        Part(wish=Wish(prompt=prompt, limit=MAX_LEN), slot=0, start=30), time=128
     )
     outcome = stepper.decode(4, 8)
     assert drawn(outcome, 0) == answer_of([*prompt], 2)[1:]
@@ -245,7 +245,7 @@ def test_one_trace_serves_every_mix_of_requests_and_length_of_block() -> None:
     run_decode = jax.jit(chex.assert_max_traces(run_block, n=1))
     state: Any = init_state(FNS, ENGINE.slots, ENGINE.slots)
     for slot, wish in enumerate(WISHES):
-        chunk = chunk_of([Part(wish=wish, slot=slot)], ENGINE, 32)
+        chunk = chunk_of([Part(wish=wish, slot=slot)], ENGINE, 24)
         state, _ = run_prefill(PARAMS, state, chunk)
         keep = np.arange(ENGINE.slots) != slot - 1
         block = block_of(slot + 1, keep)

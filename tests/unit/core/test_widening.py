@@ -42,7 +42,7 @@ DEEP = ModelConfig(
 SCALARS = 1024
 """Bytes of what a loop needs besides, each aligned to 64."""
 WISH = Wish(
-    prompt=tuple(range(3, 30)), sampling=SamplingParams(greedy=True, logprobs=5)
+    prompt=tuple(range(3, 27)), sampling=SamplingParams(greedy=True, logprobs=5)
 )
 
 
@@ -81,7 +81,7 @@ def temporary_bytes(dtype: str, kind: str) -> int:
     )
     fns = deep_fns(dtype)
     steps = build_steps(fns, params, ENGINE, one_device())
-    compiled = steps.prefill[32]() if kind == "prefill" else steps.decode[4]()
+    compiled = steps.prefill[24]() if kind == "prefill" else steps.decode[4]()
     analysis = compiled.memory_analysis()
     assert analysis is not None
     return int(analysis.temp_size_in_bytes)

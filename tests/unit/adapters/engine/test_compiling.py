@@ -30,7 +30,7 @@ class Builds:
             init=self._build("init", 0),
             adopt=self._build("adopt", 0),
             begin=self._build("begin", 0),
-            prefill={time: self._build("prefill", time) for time in (32, 128)},
+            prefill={time: self._build("prefill", time) for time in (24, 128)},
             take={},
             put={},
             decode={rows: self._build("decode", rows) for rows in (4, 8)},
@@ -157,7 +157,7 @@ REQUESTS = [
             max_new_tokens=1 + 3 * nth,
         ),
     )
-    for nth, length in enumerate([1, 2, 31, 32, 33, 135, 136, 137, 256, 300] * 4)
+    for nth, length in enumerate([1, 2, 23, 24, 25, 135, 136, 137, 256, 300] * 4)
 ]
 
 
@@ -188,7 +188,7 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
             init=build("init", 0),
             adopt=build("adopt", 0),
             begin=build("begin", 0),
-            prefill={32: build("prefill", 32)},
+            prefill={24: build("prefill", 24)},
             take={},
             put={},
             decode={1: build("decode", 1)},
@@ -205,6 +205,6 @@ def test_an_engine_that_was_not_compiled_before_compiles_what_it_needs() -> None
         assert asked == [("init", 0)]
         answers = [list(engine.generate(request))[-1] for _ in range(2)]
 
-    first = [("init", 0), ("prefill", 32), ("begin", 0), ("decode", 1)]
+    first = [("init", 0), ("prefill", 24), ("begin", 0), ("decode", 1)]
     assert asked == [*first, ("adopt", 0)]
     assert [answer.usage for answer in answers] == [expected.usage] * 2

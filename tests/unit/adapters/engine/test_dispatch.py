@@ -33,7 +33,7 @@ def test_what_somebody_asked_for_is_fetched_and_nothing_else(
     }
     device = Recorded(engines.NARROW)
     plan = PrefillPlan(
-        tuple(chunk_of(requests[i], slot=i, span=(0, 2)) for i in range(2)), 32
+        tuple(chunk_of(requests[i], slot=i, span=(0, 2)) for i in range(2)), 24
     )
     dispatch = device.prefill(plan, requests, 0.0)
     unread: Any = Unread()
