@@ -14,8 +14,9 @@ PREFILL_LENGTHS = (24, 136)
 """Padded lengths of a prefill chunk: the longest reaches the matrix rate, and holds a
 prompt of a round number of tokens with what a template adds; 24 delay little.
 
-Of two lengths, these take the least time over all that may be left of a prompt, 4 % more
-than with 16 and 32 in the place of 24; each takes 1.5 s of a first start (CPU)."""
+Of two lengths, these take the least time over all that may be left of a prompt: 4 %
+more than with 16 and 32 in the place of 24. Each takes 1.5 s of a first start (CPU).
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

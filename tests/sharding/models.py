@@ -56,7 +56,7 @@ WISHES = {
         sampling=SamplingParams(greedy=True, logprobs=20),
         limit=MAX_LEN,
     )
-    for slot, length in ((0, 5), (3, 30), (7, 17))
+    for slot, length in ((0, 5), (3, 23), (7, 17))
 }
 
 
@@ -139,7 +139,7 @@ def unmade(kind: str, **settings: int) -> TinyFlax:
 
 def prefill_length(engine: EngineConfig) -> int:
     """One padded length that is long enough for each of `WISHES`."""
-    return next(length for length in engine.prefill_lengths if length >= 32)
+    return next(length for length in engine.prefill_lengths if length >= 24)
 
 
 class Answers(NamedTuple):
