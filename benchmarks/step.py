@@ -162,11 +162,14 @@ class Measured:
         groups = self.params.layers[0].qkv
         groups = jax.tree.leaves(groups)[0].shape[1] - 2
         queries = jnp.ones((self.rows, self.time, kv_heads, groups, head_dim))
-        ends = jnp.full((self.rows, self.time), context - 1, jnp.int32)
+        new = jnp.arange(context - self.time, context, dtype=jnp.int32)
+        positions = jnp.broadcast_to(new, (self.rows, self.time))
         held = jnp.full(self.rows, context, jnp.int32)
 
         def run(queries: Any, keys: Any, values: Any) -> Any:
-            return attend_blocks(queries, LayerCache(keys, values), None, ends, held)
+            return attend_blocks(
+                queries, LayerCache(keys, values), None, positions, held
+            )
 
         heads = self.rows * self.time * kv_heads * groups
         part = self._part(

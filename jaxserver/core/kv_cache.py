@@ -3,13 +3,14 @@
 import math
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.ops.fp8 import QUANTIZED
-from jaxserver.core.ops.paged import BLOCK, BY_HEAD, Dimension, Layout, Pages
+from jaxserver.core.ops.paged import BLOCK, BY_BLOCK, Dimension, Layout, Pages
 from jaxserver.ports.model import Axes, LogicalAxis, TokenAxes
 
 OF_TOKENS: tuple[Dimension, ...] = ("page_size", "blocks", "block")
@@ -40,11 +41,11 @@ def num_arrays(num_layers: int, layout: Layout) -> int:
 def token_axes(num_layers: int, layout: Layout) -> TokenAxes:
     """Which dimensions of a page count its tokens, of each array."""
     count = num_arrays(num_layers, layout)
-    keys, values = (_token_axes(order[1:]) for order in layout)
+    keys, values = (_axes_of_tokens(order[1:]) for order in layout)
     return ((keys,) * count) + ((values,) * count)
 
 
-def _token_axes(order: tuple[Dimension, ...]) -> tuple[int, ...]:
+def _axes_of_tokens(order: tuple[Dimension, ...]) -> tuple[int, ...]:
     return tuple(nth for nth, name in enumerate(order) if name in OF_TOKENS)
 
 
@@ -70,15 +71,17 @@ def init_cache(
     num_pages: int,
     page_size: int,
     dtype: str = "float32",
-    layout: Layout = BY_HEAD,
+    layout: Layout = BY_BLOCK,
 ) -> KVCache:
     """A cache of zeros."""
+    block = min(BLOCK, page_size)
+    chex.assert_is_divisible(page_size, block)
     sizes = {
         "pages": num_pages,
         "layers": config.num_layers,
         "page_size": page_size,
-        "blocks": -(-page_size // BLOCK),
-        "block": min(BLOCK, page_size),
+        "blocks": page_size // block,
+        "block": block,
         "kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
     }
@@ -95,14 +98,14 @@ def copy_pages(
     source: Int[Array, " copies"],
     target: Int[Array, " copies"],
     length: Int[Array, " copies"],
-    layout: Layout = BY_HEAD,
+    layout: Layout = BY_BLOCK,
 ) -> KVCache:
     """Copies the first `length` tokens of each source page over its target page.
 
     Block by block, so that the work is proportional to the tokens copied. A target that
     is no page gets nothing.
     """
-    key_axes, value_axes = map(_token_axes, layout)
+    key_axes, value_axes = map(_axes_of_tokens, layout)
     size = math.prod(cache.keys[0].shape[axis] for axis in key_axes)
 
     def copy_page(which: Array, cache: KVCache) -> KVCache:
@@ -137,11 +140,11 @@ def _copy_block(
     """Copies the nth block, and of it what is before the given number of tokens."""
     (source, target), (nth, count) = pair, part
     *outer, inner = token_axes
-    block = min(BLOCK, pages.shape[inner])
-    shape, at = [1, *pages.shape[1:]], [jnp.zeros((), jnp.int32)] * pages.ndim
-    shape[inner], at[inner] = block, nth * block
-    for axis in outer:  # of blocks
-        shape[axis], at[axis], at[inner] = 1, nth, at[0]
+    block, zero = min(BLOCK, pages.shape[inner]), jnp.zeros((), jnp.int32)
+    shape, at = [1, *pages.shape[1:]], [zero] * pages.ndim
+    shape[inner], at[inner] = block, zero if outer else nth * block
+    for axis in outer:
+        shape[axis], at[axis] = 1, nth
 
     def place(page: Array) -> list[Array]:
         return [page, *at[1:]]

@@ -235,29 +235,34 @@ def _run_chunk(
     last = jnp.maximum(chunk.length - 1, 0)[:, None]
     batch = TokenBatch(chunk.tokens, chunk.start, chunk.length, chunk.pages, last)
     hidden, cache = fns.run(params, cache, batch)
-    logits = fns.read(params, hidden, last)[:, 0]
-    if chunk.targets is None:
-        return logits, cache, None
     read = functools.partial(fns.read, params, hidden)
+    if chunk.targets is None:
+        return read(last)[:, 0], cache, None
     time = jnp.arange(chunk.tokens.shape[1], dtype=jnp.int32)[None, :]
     wanted = (time < chunk.length[:, None]) & (chunk.targets >= 0)
-    return logits, cache, _score(fns, read, chunk.targets, wanted)
+    logits, scores = _score(read, last, chunk.targets, wanted, fns.vocab_size)
+    return logits, cache, scores
 
 
 def _score(
-    fns: ModelFns,
     read: Callable[[Int[Array, "rows reads"]], Float[Array, "rows reads vocab"]],
+    last: Int[Array, "rows 1"],
     targets: Int[Array, "rows time"],
     wanted: Bool[Array, "rows time"],
-) -> Scores:
-    """Position after position, so that one costs what it needs and is as it is.
+    vocab: int,
+) -> tuple[Float[Array, "rows vocab"], Scores]:
+    """Reads the last positions, and then all of them where somebody wants a score.
 
-    Where nobody wants any it costs nothing.
+    One loop does both: what reads is compiled once. A position that nobody wants costs
+    only its part of the reading.
     """
-    (rows, time), vocab = targets.shape, fns.vocab_size
+    rows, time = targets.shape
+    some = min(SCORED_TOGETHER, time)
     none = no_choice(vocab)
     unscored = (none.logprob, none.top_ids, none.top_logprobs)
-    some = min(SCORED_TOGETHER, time)
+    spare = ((0, 0), (some, -time % some))
+    targets, wanted = jnp.pad(targets, spare), jnp.pad(wanted, spare)
+    width = targets.shape[1]
 
     def score(position: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         logits, target, is_wanted = position
@@ -266,31 +271,32 @@ def _score(
         )
         return scored
 
-    def score_none(time: int) -> Scores:
-        return Scores(*(jnp.broadcast_to(x, (rows, time, *x.shape)) for x in unscored))
+    def look(nth: Array, carry: tuple[Array, Scores]) -> tuple[Array, Scores]:
+        """At the last positions, where it is the first look; else at the next ones."""
+        ended, scores = carry
+        at = (nth - 1) * some + jnp.arange(some, dtype=jnp.int32)[None, :]
+        logits = read(jnp.where(nth == 0, last, at))
+        mine = (
+            jax.lax.dynamic_slice_in_dim(leaf, nth * some, some, axis=1)
+            for leaf in (targets, wanted)
+        )
+        flat = (leaf.reshape(rows * some, *leaf.shape[2:]) for leaf in (logits, *mine))
+        piece = jax.lax.map(score, tuple(flat))
 
-    def score_some(given: tuple[Array, Array, Array]) -> Scores:
-        first, targets, wanted = given
-        at = first + jnp.arange(some, dtype=jnp.int32)[None, :]
-        logits = read(jnp.broadcast_to(at, (rows, some))).reshape(-1, vocab)
-        scored = jax.lax.map(score, (logits, targets.reshape(-1), wanted.reshape(-1)))
-        return Scores(*(x.reshape(rows, some, *x.shape[1:]) for x in scored))
+        def put(all_of: Array, new: Array) -> Array:
+            new = new.reshape(rows, some, *new.shape[1:])
+            put: Array = jax.lax.dynamic_update_slice_in_dim(all_of, new, nth * some, 1)
+            return put
 
-    def score_piece(given: tuple[Array, Array, Array]) -> Scores:
-        is_wanted, nothing = jnp.any(given[2]), functools.partial(score_none, some)
-        piece: Scores = jax.lax.cond(is_wanted, lambda: score_some(given), nothing)
-        return piece
+        return jnp.where(nth == 0, logits[:, 0], ended), Scores(
+            *map(put, scores, piece)
+        )
 
-    def score_all() -> Scores:
-        firsts = jnp.arange(0, time, some, dtype=jnp.int32)
-        padded = (jnp.pad(x, ((0, 0), (0, -time % some))) for x in (targets, wanted))
-        pieces = (x.reshape(rows, -1, some).swapaxes(0, 1) for x in padded)
-        found = jax.lax.map(score_piece, (firsts, *pieces))
-        return Scores(*(jnp.concatenate(list(x), 1)[:, :time] for x in found))
-
-    nothing = functools.partial(score_none, time)
-    scores: Scores = jax.lax.cond(jnp.any(wanted), score_all, nothing)
-    return scores
+    empty = Scores(*(jnp.zeros((rows, width, *x.shape), x.dtype) for x in unscored))
+    looks = jnp.where(jnp.any(wanted), width // some, 1)
+    first = (jnp.zeros((rows, vocab), jnp.float32), empty)
+    logits, scores = jax.lax.fori_loop(0, looks, look, first)
+    return logits, Scores(*(x[:, some : some + time] for x in scores))
 
 
 def _decoder_prompt(fns: ModelFns, chunk: PrefillChunk) -> PrefillChunk:

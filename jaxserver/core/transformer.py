@@ -79,7 +79,8 @@ def transformer_fns(
     """
     form = attention(compute, config.head_dim, mesh)
     table, layout = rope_table(config, max_len), form.layout
-    page_size = page_size or whole_row_page(max_len)
+    if page_size is None or page_size >= max_len:
+        page_size = whole_row_page(max_len)
     chex.assert_is_divisible(max(page_size, BLOCK), min(page_size, BLOCK))
     chex.assert_is_divisible(config.num_heads, config.num_kv_heads)
     products = Products(mesh, compute.kernel("int8_product"))
@@ -231,7 +232,7 @@ def _attention(
     # Runs of keys do not go across the devices that rows lie on.
     is_split = mesh is not None and num_devices("batch", mesh) > 1
     is_whole = table is None or table.shape[1] == 1
-    is_scattered = form.layout is paged.BY_HEAD
+    is_scattered = form.layout is paged.BY_BLOCK
     cache = paged.write(
         cache,
         (keys, values),

@@ -16,7 +16,7 @@ import pytest
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention import attend_whole, attention
 from jaxserver.core.ops.attention_kernel import SPAN, attend_pages
-from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, LayerCache
+from jaxserver.core.ops.paged import BY_BLOCK, BY_TOKEN, LayerCache
 from jaxserver.core.sharding import make_mesh
 from tests.numerics.test_ops import cut_up, naive_attention
 from tests.rows import HostArray
@@ -170,7 +170,7 @@ def test_a_form_is_chosen_by_platform_shape_and_mesh() -> None:
         return "pallas_call" in str(traced)
 
     mesh = make_mesh((1, 2, 1), ("dp", "fsdp", "mp"), jax.devices()[:2])
-    assert form("cpu").layout is BY_HEAD
+    assert form("cpu").layout is BY_BLOCK
     for other in (form("cuda"), form("tpu"), form("cuda", 96), form("cuda", mesh=mesh)):
         assert other.layout is BY_TOKEN
     assert [has_kernel(form("cuda"), time) for time in (1, 8, 9)] == [True, True, False]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -181,7 +182,7 @@ def naive_attention(
     return out
 
 
-@pytest.mark.parametrize("page_size", [None, 16, 128])
+@pytest.mark.parametrize("page_size", [None, 16, 128, 256])
 @pytest.mark.parametrize(("rows", "time"), [(2, 1), (2, 6), (9, 1), (4, 2)])
 def test_attention_is_softmax_over_what_came_before(
     transform: Transform, rows: int, time: int, page_size: int | None
@@ -203,10 +204,11 @@ def test_attention_is_softmax_over_what_came_before(
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("page_size", [None, 16, 256])
 @pytest.mark.parametrize("time", [TIME + 1, 2 * TIME, 3 * TIME - 5])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_long_chunk_is_looked_at_in_parts_to_the_same_bits(
-    transform: Transform, rows: int, time: int
+    transform: Transform, rows: int, time: int, page_size: int | None
 ) -> None:
     """Rows have as many new tokens as there is room for, a few, or none."""
     context = 4 * BLOCK
@@ -216,13 +218,18 @@ def test_a_long_chunk_is_looked_at_in_parts_to_the_same_bits(
     count = np.array([time, time - 3, 2, 0, TIME], np.int32)[:rows]
     positions = start + np.arange(time, dtype=np.int32)
     expected = naive_attention(queries, keys, values, positions)
+    table = None
+    if page_size is not None:
+        keys, values, table = cut_up(keys, values, page_size)
     ends, cache = start[:, 0] + count, among_layers(keys, values)
 
     def attend(cut: slice) -> HostArray:
-        given = (queries[:, cut], cache, None, positions[:, cut], ends)
+        given = (queries[:, cut], cache, table, positions[:, cut], ends)
         return np.asarray(transform(attend_blocks)(*given))
 
-    found, pieces = attend(slice(time)), [slice(0, 40), slice(40, time)]
+    cuts = (0, 40, min(40 + TIME, time), min(41 + TIME, time), time)
+    pieces = [slice(*cut) for cut in itertools.pairwise(sorted(cuts)) if cut[0] < time]
+    found = attend(slice(time))
     piecewise = np.concatenate([attend(cut) for cut in pieces], axis=1)
     for row, some in enumerate(count):
         assert_close(found[row, :some], expected[row, :some])

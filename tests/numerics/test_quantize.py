@@ -93,6 +93,9 @@ def test_two_bytes_tell_a_token_to_a_32000th_of_its_largest_number(
     assert both.dtype == np.uint8
     high, low = np.split(both.astype(np.float64), 2)
     told = step * (high - 128 + low / 256)
+    flushed = np.where(np.abs(x) < np.finfo(np.float32).tiny, 0, x)
+    rounded = np.rint(flushed.astype(np.float64) / step * 256)
+    np.testing.assert_array_equal(256 * (high - 128) + low, rounded)
     largest = np.abs(x.astype(np.float64)).max(axis=1, keepdims=True)
     assert (np.abs(told - x) <= np.maximum(largest / 32_000, 2.0**-119)).all()
     assert (np.frexp(step)[0] == 0.5).all()
@@ -219,7 +222,7 @@ def test_a_model_as_wide_as_the_default_one_keeps_its_bits(kept: str) -> None:
     for at in range(0, 192, 32):
         logits, cache = run(model, cache, [tokens[at : at + 32]], [at], 32)
         np.testing.assert_array_equal(logits[0], whole[at : at + 32])
-    cache = jax.tree.map(lambda leaf: jnp.tile(leaf, (16, 1, 1, 1, 1)), cache)
+    cache = jax.tree.map(lambda leaf: jnp.tile(leaf, (16, 1, 1, 1, 1, 1)), cache)
     for at in range(192, 196):
         logits, cache = run(model, cache, [tokens[at : at + 1]] * 16, [at] * 16, 1)
         np.testing.assert_array_equal(logits[:, 0], np.tile(whole[at], (16, 1)))

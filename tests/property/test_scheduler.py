@@ -43,7 +43,7 @@ class Requests(RuleBasedStateMachine):
         self.last_plan: Plan | None = None
 
     @rule(
-        prompt=st.sampled_from([1, 32, 33, 272, 273, 700]),
+        prompt=st.sampled_from([1, 24, 25, 272, 273, 700]),
         answer=st.integers(1, 30),
         streaming=st.booleans(),
     )
@@ -177,7 +177,7 @@ class Requests(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever came is finished in a number of turns that the work explains."""
-        chunks = sum(-(-self.prompts[i] // 32) for i in self.left)
+        chunks = sum(-(-self.prompts[i] // 24) for i in self.left)
         for _ in range(2 * (chunks + sum(self.left.values())) + 2):
             self.turn()
         assert not self.left

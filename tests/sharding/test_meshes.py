@@ -63,7 +63,7 @@ def test_a_request_has_the_bits_alone_that_it_has_in_company(
 ) -> None:
     fns, _, steps, _, _ = tiny(kind, shape)
     steps.clear()
-    for begin, end in [(0, 8), (8, 20), (20, None)] if not fns.chunk else [(0, None)]:
+    for begin, end in [(0, 7), (7, 15), (15, None)] if not fns.chunk else [(0, None)]:
         part = Part(wish=WISHES[3], slot=6, start=begin, end=end)
         first = steps.prefill(part, time=prefill_length(steps.engine))
     rest = steps.decode(SLOTS, ANSWER)
@@ -78,7 +78,10 @@ def test_scoring_an_answer_gives_the_bits_that_drawing_it_gave(
     prompt = (*WISHES[3].prompt, *expected.tokens[1][:2])
     steps.clear()
     longer = dataclasses.replace(WISHES[3], prompt=prompt)
-    part, time = Part(wish=longer, slot=0), steps.engine.score_length or 32
+    part, time = (
+        Part(wish=longer, slot=0),
+        steps.engine.score_length or prefill_length(steps.engine),
+    )
     scored = steps.prefill(part, time=time)
     np.testing.assert_array_equal(scored.top_logprobs[0, 0], expected.logprobs[1, 2])
 

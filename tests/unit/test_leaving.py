@@ -23,7 +23,7 @@ ROOM_BYTES = 4096
 SLOTS = engines.NARROW.slots
 LONG = {"prompt": "once", "max_tokens": 300, "ignore_eos": True, "seed": 1}
 PROMPT = {**LONG, "prompt": "x" * 250}
-"""Eight pieces of 32 tokens to prefill."""
+"""Four chunks of a narrow engine to prefill."""
 
 
 class Served:

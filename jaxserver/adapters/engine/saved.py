@@ -16,7 +16,9 @@ from jaxserver.adapters.engine.requests import KeptPages
 from jaxserver.ports.errors import BrokenCheckpoint, InvalidRequest
 from jaxserver.ports.receipt import Receipt
 
-_FIELDS = ("receipt", "is_finished", "length", "pages", "leaves")
+_FIELDS = ("format", "receipt", "is_finished", "length", "pages", "leaves")
+_FORMAT = 2
+"""In which the last dimension of a leaf are tokens."""
 
 
 class Saved(NamedTuple):
@@ -42,6 +44,7 @@ def write(path: Path, saved: Saved) -> None:
         for leaf, array in enumerate(leaves)
     }
     header = {
+        "format": _FORMAT,
         "receipt": receipt.to_json(),
         "is_finished": is_finished,
         "length": kept.length,
@@ -80,6 +83,8 @@ def _header(path: Path, metadata: dict[str, str], num_tensors: int) -> dict[str,
         header = {name: json.loads(metadata[name]) for name in _FIELDS}
     except (KeyError, ValueError, RecursionError) as error:
         raise _broken(path, f"a header without {error}") from error
+    if header["format"] != _FORMAT:
+        raise _broken(path, f"format {header['format']}"[:80])
     counts = (header["length"], header["pages"], header["leaves"])
     are_counts = all(type(count) is int and count >= 0 for count in counts)
     if not are_counts or type(header["is_finished"]) is not bool:

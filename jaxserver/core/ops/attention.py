@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxserver.core.compute import Compute
 from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
 from jaxserver.core.ops.paged import (
-    BY_HEAD,
+    BY_BLOCK,
     BY_TOKEN,
     LayerCache,
     Layout,
@@ -49,7 +49,7 @@ class Attend(Protocol):
             queries: Of the new tokens, whose keys and values are in the cache already.
             cache: In the order of the form's layout.
             table: Pages of each row, or None.
-            positions: Of the queries.
+            positions: Of the queries, one after the other.
             ends: How many positions each row has to look at.
         """
         ...
@@ -72,7 +72,7 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
         kernel = compute.kernel("attention")
         in_groups = functools.partial(_attend_groups, mesh)
         attend = functools.partial(_attend_by, kernel) if kernel else in_groups
-        return Attention(BY_HEAD, attend)
+        return Attention(BY_BLOCK, attend)
     is_gpu, is_one = compute.platform == "cuda", mesh is None or mesh.size == 1
     has_cudnn = is_gpu and is_one and not compute.is_interpreted
     fits_cudnn = head_dim % 8 == 0 and head_dim <= WIDEST_HEAD

@@ -19,7 +19,7 @@ ROWS = 4
 Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
 """
 TIME = 68
-"""New positions of a row that are looked at together.
+"""Most new positions of a row that are looked at together.
 
 The earlier ones of a long chunk see fewer blocks than the later ones; with fewer of
 them at a time, products would take longer.
@@ -45,7 +45,7 @@ def attend_blocks(
 
     Args:
         queries: Of the new tokens, whose keys and values are in the cache already.
-        cache: In the order of `BY_HEAD`.
+        cache: In the order of `BY_BLOCK`.
         table: Pages of each row, or None.
         positions: Of the queries, one after the other.
         ends: How many positions each row has to look at.
@@ -55,7 +55,7 @@ def attend_blocks(
     rows, time, _, groups, _ = queries.shape
     is_enough = together is not None and together <= rows
     least = MIN_QUERIES * (1 if is_enough else groups)
-    few = (min(together or rows, rows), min(TIME, time))
+    few = (min(together or rows, rows), -(-time // -(-time // TIME)))
     firsts = [
         _firsts(length, some) for length, some in zip((rows, time), few, strict=True)
     ]

@@ -36,7 +36,11 @@ LEAST_STEP = 3 * ONE_UP
 
 
 def int8_product(
-    x: Float[Array, "tokens in"], weight: Int8Weight[Array], kernel: str | None = None
+    x: Float[Array, "tokens in"],
+    weight: Int8Weight[Array],
+    kernel: str | None = None,
+    *,
+    is_cut: bool = False,
 ) -> Float[Array, "tokens out"]:
     """`x @ weight.T`, over all dimensions of the output at once.
 
@@ -47,12 +51,13 @@ def int8_product(
         weight: `[*out *in]`.
         kernel: What multiplies on a CPU to the same bits, as it is registered with
             `jax.ffi`; None leaves it to the compiler.
+        is_cut: See `split_bytes`.
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
     sums, scale = weight.sums.reshape(-1), weight.scale.reshape(-1)
     values = as_matrix(weight.values, x.shape[1])
     if kernel is None:
-        return _by_unsigned_product(x, values, sums, scale)
+        return _by_unsigned_product(split_bytes(x, is_cut=is_cut), values, sums, scale)
     shape = jax.ShapeDtypeStruct((x.shape[0], scale.size), jnp.float32)
     multiply = jax.ffi.ffi_call(kernel, shape, vmap_method="sequential")
 
@@ -65,13 +70,13 @@ def int8_product(
 
 
 def _by_unsigned_product(
-    x: Float[Array, "tokens in"],
+    split: tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]],
     values: Int8[Array, "out in"] | OneOf,
     sums: Int32[Array, " out"],
     scale: Float[Array, " out"],
 ) -> Float[Array, "tokens out"]:
     """Both bytes are rows of one product."""
-    both, step = split_bytes(x)
+    both, step = split
 
     def product(values: Int8[Array, "out in"]) -> tuple[Int32[Array, "some out"], ...]:
         products: tuple[Array, ...] = unsigned_product(both, values, sums)
@@ -85,16 +90,20 @@ def _by_unsigned_product(
 
 
 def split_bytes(
-    x: Float[Array, "tokens in"],
+    x: Float[Array, "tokens in"], *, is_cut: bool = False
 ) -> tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]]:
     """Tokens as `step * (high - 128 + low / 256)`: all high bytes, then all low ones.
 
     A token's step is the smallest power of two of which it has at most 127, or NaN
     where the token is not finite. It is found in the bits, whose order as integers is
     that of the numbers, with what is not finite above all others.
+
+    Args:
+        x: Tokens.
+        is_cut: Parts of them lie on several devices, which halves would move about.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE
-    largest = _largest(bits)
+    largest = jnp.max(bits, axis=1, keepdims=True) if is_cut else _largest(bits)
     power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
     step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
     rounded = jax.lax.bitcast_convert_type(x / step + ROUNDING, jnp.int32)

@@ -70,7 +70,9 @@ def _scaled_product(
     products: Products,
 ) -> Float[Array, "tokens out"]:
     if isinstance(weight, Int8Weight) and x.dtype == jnp.float32:
-        y = int8_product(x[: products.tokens], weight, products.kernel)
+        is_cut = products.mesh is not None and products.mesh.size > 1
+        some, kernel = x[: products.tokens], products.kernel
+        y = int8_product(some, weight, kernel, is_cut=is_cut)
         return pad_tokens(y, x.shape[0])
     return _product(x, weight.values) * weight.scale.reshape(1, -1)
 

@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     values: tuple[Dimension, ...]
 
 
-BY_HEAD = Layout(
+BY_BLOCK = Layout(
     keys=("pages", "layers", "blocks", "kv_heads", "head_dim", "block"),
     values=("pages", "layers", "blocks", "kv_heads", "block", "head_dim"),
 )
@@ -68,7 +68,7 @@ def write(
     ],
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
     *,
-    layout: Layout = BY_HEAD,
+    layout: Layout = BY_BLOCK,
     in_runs: bool = False,
 ) -> LayerCache:
     """Puts new keys and values at their `(page, offset)`; those outside are dropped.
@@ -86,7 +86,6 @@ def write(
             one key alone lies scattered.
     """
     (keys, values, layer), (new_keys, new_values) = cache, new
-    block = dict(zip(layout.keys, keys.shape, strict=True)).get("block", 1)
     is_sound = jnp.all(jnp.isfinite(new_values), axis=-1, keepdims=True)
     new_keys = jnp.where(is_sound & jnp.isfinite(new_keys), new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
@@ -94,21 +93,22 @@ def write(
     if in_runs and new_keys.shape[1] > 1:
         keys = _write_runs(cache, kept_keys, places)
     else:
-        at = _at(layout.keys, places, layer, block)
+        at = _at(layout.keys, keys, places, layer)
         keys = keys.at[at].set(kept_keys, mode="drop")
-    at = _at(layout.values, places, layer, block)
+    at = _at(layout.values, values, places, layer)
     values = values.at[at].set(kept_values, mode="drop")
     return LayerCache(keys, values, layer)
 
 
 def _at(
     order: tuple[Dimension, ...],
+    pages: Pages,
     places: tuple[Int[Array, "rows time"], Int[Array, "rows time"]],
     layer: Int[Array, ""] | int,
-    block: int,
 ) -> tuple[Array | slice | int, ...]:
     """The index of all heads of a layer at some places."""
     page, offset = places
+    block = pages.shape[order.index("block")] if "block" in order else 1
     index: dict[Dimension, Array | int] = {
         "pages": page,
         "layers": layer,
@@ -193,7 +193,7 @@ def read_block(
     """The keys and values of one block of positions, of some rows.
 
     Args:
-        cache: In the order of `BY_HEAD`.
+        cache: In the order of `BY_BLOCK`.
         where: The first row's page where row i is page i, and else the pages of each.
         rows: How many rows there are.
         span: Which block it is, and how many positions a block has.

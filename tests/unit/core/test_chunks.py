@@ -84,8 +84,8 @@ def run(
     found = []
     for nth in range(num_chunks):
         depth = nth % depths
-        fitting = [n for n in (16, 32, 128) if chunk_seconds(known, depth, n) <= 0.2]
-        length = max(fitting, default=16)
+        fitting = [n for n in (24, 128) if chunk_seconds(known, depth, n) <= 0.2]
+        length = max(fitting, default=24)
         seconds = true_seconds(depth, length) * slower(nth)
         known = with_chunk_time(known, depth, length, seconds)
         found.append((length, seconds))
@@ -100,13 +100,13 @@ def quiet(_: int) -> float:
 def test_the_longest_chunk_comes_back_after_an_accident(noisy: range) -> None:
     _, found = run({}, 1200, lambda nth: 3.0 if nth in noisy else 1.0)
     lengths = [length for length, _ in found]
-    assert {16, 32} & set(lengths)
+    assert 24 in lengths
     assert set(lengths[-20:]) == {128}
 
 
 def test_a_machine_that_has_become_slower_is_noticed() -> None:
     """Though none but the longest chunks say so."""
-    known, _ = run(with_chunk_time({}, 0, 32, true_seconds(0, 32)), 20, quiet)
+    known, _ = run(with_chunk_time({}, 0, 24, true_seconds(0, 24)), 20, quiet)
     _, found = run(known, 400, lambda _: 1.8)
     assert sum(seconds > 0.2 for _, seconds in found) <= 4
 

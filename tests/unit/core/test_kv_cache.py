@@ -15,7 +15,7 @@ from jaxserver.core.kv_cache import (
     token_axes,
     whole_row_page,
 )
-from jaxserver.core.ops.paged import BY_HEAD, BY_TOKEN, Layout
+from jaxserver.core.ops.paged import BY_BLOCK, BY_TOKEN, Layout
 from jaxserver.core.transformer import transformer_fns
 from tests.tiny import TINY_LLAMA
 
@@ -28,6 +28,10 @@ pytestmark = pytest.mark.usefixtures("strict_jax")
 def test_a_whole_row_is_a_multiple_of_a_block(max_len: int, size: int) -> None:
     assert whole_row_page(max_len) == size
     assert transformer_fns(TINY_LLAMA, max_len).page_size == size
+
+
+def test_a_page_for_more_than_a_row_is_a_whole_row() -> None:
+    assert transformer_fns(TINY_LLAMA, 64, page_size=64).page_size == 128
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_in_another_layout_the_same_is_kept_and_copied(page_size: int) -> None:
     chex.assert_trees_all_equal(found, expected)
 
 
-@pytest.mark.parametrize("layout", [BY_HEAD, BY_TOKEN])
+@pytest.mark.parametrize("layout", [BY_BLOCK, BY_TOKEN])
 def test_a_layout_says_what_its_dimensions_are(layout: Layout) -> None:
     axes, page_size = kv_axes(layout), 256
     tokens = token_axes(TINY_LLAMA.num_layers, layout)

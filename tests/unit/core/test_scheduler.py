@@ -221,7 +221,7 @@ def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
         assert state.step_seconds == mean
     times: dict[int, dict[int, float]] = {}
     for starts, length, seconds, mean in [
-        ((0,), 16, 0.2, 0.2),
+        ((0,), 24, 0.3, 0.3),
         ((0,), 136, 1.6, 1.6),
         ((300, 80), 136, 8.0, 8.0),
         ((310, 0), 136, 4.0, 6.0),

@@ -40,11 +40,11 @@ inline void fetch(const Half* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
 }
 
-// The keys and values of a block: those of a dimension or position lie so far apart.
+// The keys and values of a block: those of a position lie so far apart.
 template <typename Number>
 struct Block {
   const Number *keys, *values;
-  int64_t key_stride, value_stride, count;
+  int64_t value_stride, count;
 
   // Some of the values, unless that has been done.
   void fetch_values(int64_t d) const {
@@ -157,7 +157,7 @@ struct Attention {
       Vector sums[Queries][kVectors] = {};
       for (int64_t d = 0; d < head_dim; ++d) {
         if (half == 0) block.fetch_values(d);
-        const Number* key = block.keys + d * block.key_stride + half;
+        const Number* key = block.keys + d * kBlock + half;
 #pragma GCC unroll 4
         for (int q = 0; q < Queries; ++q) {
           const Vector one = _mm512_set1_ps(scratch.queries[(nth + q) * head_dim + d]);
@@ -267,12 +267,11 @@ struct Attention {
       const int64_t here = std::min<int64_t>(end - begin, kBlock);
       if (is_there && count <= kQueries) {
         const int64_t at = block_at(row, head, begin);
-        const Block<Half> block{keys + at, values + at, kBlock, head_dim, here};
+        const Block<Half> block{keys + at, values + at, head_dim, here};
         tiles<kQueries>(block, begin, row, first, 0, count, width, scratch);
       } else {
         read(row, head, begin, here, width, scratch);
-        const Block<float> block{scratch.keys.data(), scratch.values.data(), kBlock, width,
-                                 here};
+        const Block<float> block{scratch.keys.data(), scratch.values.data(), width, here};
         tiles<kQueries>(block, begin, row, first, 0, count, width, scratch);
       }
     }
@@ -292,6 +291,8 @@ ffi::Error run(ffi::ThreadPool pool, Vectors queries, Pages keys, Pages values,
                ffi::Result<Vectors> found) {
   const auto size = queries.dimensions();
   const auto cache = keys.dimensions();
+  if (cache[5] != std::min<int64_t>(cache[2] * cache[5], kBlock))
+    return ffi::Error::InvalidArgument("a cache in blocks of another size");
   Shape shape{size[0], size[1], size[2], size[3], size[4], cache[0], cache[1],
               cache[2] * cache[5], 1};
   const int32_t* pages_of_rows = nullptr;

@@ -13,7 +13,7 @@ from tests.unit.adapters.engine.answers import LONG, ids_of, request
 from tests.waiting import eventually
 
 PROMPT = request(tuple(range(200)), max_new_tokens=100)
-"""Seven pieces of 32 tokens to prefill."""
+"""Four chunks of a narrow engine to prefill."""
 
 
 def fills_slots(engine: TextEngine, gate: engines.Gate) -> bool:

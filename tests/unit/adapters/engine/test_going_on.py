@@ -229,6 +229,7 @@ def saved_with(
         {"pages": "7"},
         {"pages": "1000000000000", "leaves": "0"},
         {"leaves": "1"},
+        {"format": "1"},
         {"is_finished": "0"},
     ],
 )
