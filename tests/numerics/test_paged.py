@@ -130,8 +130,13 @@ def test_in_another_layout_the_same_is_written(transform: Transform) -> None:
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 @pytest.mark.parametrize("counts", [(3, 3), (1, 2), (2, 0), (0, 3)])
 def test_runs_of_rows_on_one_page_are_written_as_tokens_are(
-    transform: Transform, start: int, counts: tuple[int, int], block: int
+    transform: Transform,
+    monkeypatch: pytest.MonkeyPatch,
+    start: int,
+    counts: tuple[int, int],
+    block: int,
 ) -> None:
+    monkeypatch.setattr(paged, "FEW", 1)
     keys, values = pages()
     new = normal(2, 3, HEADS, HEAD_DIM), normal(2, 3, HEADS, HEAD_DIM)
     positions = np.array([[0, 1, 2], [start, start + 1, start + 2]], np.int32)

@@ -20,6 +20,9 @@ Dimension: TypeAlias = Literal[
 BLOCK = 128
 """Cached positions looked at together; a whole row's page is a multiple of it."""
 
+FEW = 8
+"""New tokens of a row that are written one by one in less time than as blocks (CPU)."""
+
 
 class Layout(NamedTuple):
     """In which order the dimensions of the cache lie; pages are always first.
@@ -90,7 +93,7 @@ def write(
     new_keys = jnp.where(is_sound & jnp.isfinite(new_keys), new_keys, jnp.nan)
     new_values = jnp.where(is_sound, new_values, 0.0)
     kept_keys, kept_values = _as(keys, new_keys), _as(values, new_values)
-    if in_runs and new_keys.shape[1] > 1:
+    if in_runs and new_keys.shape[1] > FEW:
         keys = _write_runs(cache, kept_keys, places)
     else:
         at = _at(layout.keys, keys, places, layer)
