@@ -285,7 +285,7 @@ def compiled(config: ServerConfig, model: wiring.Model) -> CompiledSteps:
     heard: list[tuple[str, int, int]] = []
     made = wiring.compile_model(model, config, lambda *one: heard.append(one))
     made.finish()
-    assert heard == [("compile", count, 10) for count in range(1, 11)]
+    assert heard == [("compile", count, 9) for count in range(1, 10)]
     return made
 
 
