@@ -19,7 +19,6 @@ Dimension: TypeAlias = Literal[
 """A page's tokens are one dimension, or two: its blocks, and the tokens of each."""
 BLOCK = 128
 """Cached positions looked at together; a whole row's page is a multiple of it."""
-
 FEW = 8
 """New tokens of a row that are written one by one in less time than as blocks (CPU)."""
 
