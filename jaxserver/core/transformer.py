@@ -142,8 +142,8 @@ def read(
     normed = rms_norm(wanted, params.norm, build.config.norm_eps)
     normed = constrain(normed, (None, None), build.products.mesh)
     logits = linear_on(products, ("vocab", "embed"), normed, head)
-    logits = refine_likeliest(logits, normed, head)
-    return logits[: rows * reads].reshape(rows, reads, -1)
+    logits, normed = logits[: rows * reads], normed[: rows * reads]
+    return refine_likeliest(logits, normed, head).reshape(rows, reads, -1)
 
 
 def _run_in_loop(

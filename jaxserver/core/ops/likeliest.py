@@ -35,10 +35,12 @@ def refine_likeliest(
     rest = kept.astype(jnp.int32)
     both, step = split_bytes(x.astype(jnp.float32))
     parts = both.astype(jnp.int32).reshape(2, num_tokens, 1, -1)
-    sums: Int32[Array, "bytes tokens likeliest"] = jnp.sum(rest[None] * parts, axis=-1)
-    high = sums[0] - MIDDLE * jnp.sum(rest, axis=-1)
+    signed = parts - jnp.array([MIDDLE, 0], jnp.int32).reshape(2, 1, 1, 1)
+    sums: Int32[Array, "bytes tokens likeliest"]
+    sums = jnp.sum(rest[None] * signed, axis=-1)
+    high, low = sums.astype(jnp.float32)
     scale = head.scale.at[ids].get(mode="clip") / PARTS
-    more = (high.astype(jnp.float32) + sums[1].astype(jnp.float32) / PARTS) * scale
+    more = (high + low / PARTS) * scale
     rows = jnp.arange(num_tokens)[:, None]
     refined: Array = logits.at[rows, ids].add(more * step, unique_indices=True)
     return refined
