@@ -41,9 +41,10 @@ def with_one(
     array: Shaped[Array, "..."] | OneOf,
     use: Callable[[Shaped[Array, "..."]], Used],
 ) -> Used:
-    """`use(array)`, compiled once for each that it may be."""
+    """`use(array)`, traced once, and compiled once for each that it may be."""
     if not isinstance(array, OneOf):
         return use(array)
-    uses = [functools.partial(use, one) for one in array.arrays]
+    traced = jax.jit(use)
+    uses = [functools.partial(traced, one) for one in array.arrays]
     used: Used = jax.lax.switch(array.nth, uses)
     return used
