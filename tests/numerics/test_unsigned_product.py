@@ -75,14 +75,22 @@ def test_it_runs_outside_of_a_compiled_function_and_under_vmap() -> None:
     np.testing.assert_array_equal(found, np.stack([expected, expected[::-1]]))
 
 
-@pytest.mark.parametrize(("rows", "is_in_a_loop"), [(1, True), (2, True), (3, False)])
-def test_few_rows_are_added_up_in_a_loop(rows: int, is_in_a_loop: bool) -> None:
-    lowered = jax.jit(unsigned_product).lower(*operands((rows, 30, 5), 0)).as_text()
-    assert ("dot_general" in lowered) != is_in_a_loop
+def is_in_a_loop(rows: int) -> bool:
+    def anew(*given: Any) -> Any:
+        return unsigned_product(*given)
+
+    traced = jax.make_jaxpr(anew)(*operands((rows, 30, 5), 0))
+    return "unsigned_product" not in str(traced)
 
 
+def test_few_rows_are_added_up_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOPED", {1, 2})
+    assert [is_in_a_loop(rows) for rows in (1, 2, 3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("few_too", [False, True])
 def test_where_a_processor_can_it_is_given_both_kinds_of_bytes(
-    monkeypatch: pytest.MonkeyPatch,
+    few_too: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[tuple[Any, Any, str]] = []
     monkeypatch.setattr(
@@ -90,7 +98,9 @@ def test_where_a_processor_can_it_is_given_both_kinds_of_bytes(
         "register_lowering",
         lambda primitive, rule, platform: heard.append((primitive, rule, platform)),
     )
-    module.multiply_both_on_cpu()
+    monkeypatch.setattr(module, "_LOOPED", {1, 2})
+    module.multiply_both_on_cpu(few_too=few_too)
     assert heard == [(module._unsigned_product, module._lower_both, "cpu")]
+    assert is_in_a_loop(2) != few_too
     mixed = "tensor<4x30xui8>, tensor<5x30xi8>) -> tensor<4x5xi32>"
     assert mixed in jax.jit(both.bind).lower(*operands((4, 30, 5), 0)).as_text()

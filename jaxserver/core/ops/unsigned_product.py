@@ -1,7 +1,8 @@
 """Products of unsigned bytes with signed ones.
 
-Of few rows they are sums in a loop: the compiler's own code for it reads weights as
-fast as memory gives them, while a library puts all of them into another order first.
+Of few rows they are sums in a loop, unless told otherwise: the compiler's own code for
+it reads weights as fast as memory gives them, while a library puts all of them into
+another order first.
 
 Of more rows they are a library's. Some processors multiply the two at once, and so more
 of them at a time than signed bytes with signed ones (AVX512-VNNI, AMX-INT8). XLA's CPU
@@ -23,8 +24,9 @@ from jaxtyping import Array, Int8, Int32, UInt8
 
 SIGN = 0x80
 """The bit by which a byte differs from that byte minus 128."""
-FEW_ROWS = 2
-"""Both bytes of a token, which is what a decode step of one row has."""
+_LOOPED = {1, 2}
+"""Numbers of rows that are summed up in a loop, in this process: up to both bytes of a
+token, which is what a decode step of one row has."""
 CONTRACT_LAST = (((1,), (1,)), ((), ()))
 
 
@@ -41,18 +43,23 @@ def unsigned_product(
         values: What they are multiplied with.
         sums: Of each output's values.
     """
-    if x.shape[0] <= FEW_ROWS:
+    if x.shape[0] in _LOOPED:
         return _in_a_loop(x, values)
     return (_unsigned_product.bind(x, values, sums),)
 
 
-def multiply_both_on_cpu() -> None:
+def multiply_both_on_cpu(*, few_too: bool) -> None:
     """What is compiled from now on multiplies the two kinds of bytes as they are.
 
     That holds for this process, on a CPU. Where its library has no kernel for them, it
     is many times slower.
+
+    Args:
+        few_too: The library multiplies few rows faster than a loop does.
     """
     mlir.register_lowering(_unsigned_product, _lower_both, platform="cpu")
+    if few_too:
+        _LOOPED.clear()
 
 
 def _in_a_loop(
