@@ -102,6 +102,7 @@ def decode(
     rows = sizes.rows
     state = state._replace(active=state.active & block.keep)
     mine = jax.tree.map(lambda x: x[:rows], state.rows)
+    # Each row's is looked up where it is chosen by: to cut these would be 13 copies.
     mine = mine._replace(sampling=state.rows.sampling)
     table = None if block.pages is None else block.pages[:rows]
     most = jnp.minimum(block.num_tokens, sizes.longest)

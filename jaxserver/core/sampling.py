@@ -15,14 +15,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxserver.core import processors
 from jaxserver.core.logits import adjust
+from jaxserver.core.ops.likeliest import BLOCK
 from jaxserver.core.processors import Processing
 from jaxserver.core.sampling_arrays import History, SamplingArrays
 from jaxserver.ports.types import MAX_TOP_LOGPROBS
 
 CANDIDATES = 64
 """The likeliest tokens, among which nearly every draw can be decided."""
-BLOCK = 128
-"""Entries of which the largest is found first."""
 
 
 class Choice(NamedTuple):
@@ -50,7 +49,7 @@ def choose_rows(
 ) -> Choice:
     """`choose` for every row that is wanted, one after the other, each at its cost.
 
-    There may be wishes of more rows than there are logits.
+    There may be wishes of more rows than there are logits: the first ones count.
     """
     nothing = no_choice(logits.shape[1])
     known, *given = processing or Processing({}, {}, {})
@@ -119,8 +118,8 @@ def uniform(sampling: SamplingArrays, position: Int[Array, ""]) -> Float[Array, 
     """The one random number of a token, in [0, 1).
 
     It is `jax.random.uniform` of `fold_in(fold_in(key(seed), choice), position)`,
-    Threefry-2x32 (Salmon et al. 2011). That folds in once more, a zero: a loop over the
-    three is compiled in a third of the time.
+    Threefry-2x32 (Salmon et al. 2011) in its form that can be partitioned. That folds
+    in once more, a zero: a loop over the three is compiled in a third of the time.
     """
 
     def fold_in(key: Array, data: Int[Array, ""]) -> tuple[Array, None]:
@@ -140,7 +139,7 @@ def draw(
 
     Where all of them are surely among the `CANDIDATES` likeliest, only those are looked
     at; a flatter distribution is searched whole. Of the likeliest, best first, a first
-    few are kept, and the one is drawn at which their running sum passes `number` of it.
+    few are kept. Drawn is the one at which the running sum passes `number` of theirs.
     A token without weight is never the answer, however sums are rounded.
     """
     vocab = logits.shape[0]
@@ -228,10 +227,10 @@ def largest_reaching(
     """The largest bound such that what is at or above it weighs `enough`, and not 0.
 
     Args:
-        order: Integers of that many bits.
+        order: Integers below `2**bits`.
         weights: Of each.
         enough: What is to be reached; 0 is the bound where nothing does.
-        bits: Looked for one by one, from the highest on.
+        bits: Of the bound, which are found one by one, from the highest on.
     """
 
     def set_next(nth: Int[Array, ""], bound: UInt32[Array, ""]) -> UInt32[Array, ""]:
@@ -249,7 +248,7 @@ def first_true(x: Bool[Array, " entries"]) -> Int[Array, ""]:
 
 
 def last_true(x: Bool[Array, " entries"]) -> Int[Array, ""]:
-    """The highest index that is true; 0 where none is."""
+    """The highest index that is true; 0, taken for true, where no other is."""
     first = jnp.arange(x.shape[0]) == 0
     return x.shape[0] - 1 - first_true((x | first)[::-1])
 

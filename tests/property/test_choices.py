@@ -177,6 +177,19 @@ def test_a_rows_choice_is_the_same_in_any_row_and_company(
     chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[3], four), alone)
 
 
+def test_wishes_of_further_rows_count_for_nothing() -> None:
+    xs = np.stack([logits_of("normal", VOCAB, nth) for nth in range(2)])
+    params = (SamplingParams(temperature=1.0), SamplingParams(greedy=True))
+    rows = [sampling_row(params[nth % 2], nth) for nth in range(4)]
+    wishes = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    held = [history_of(nth, (2, 2)) for nth in range(2)]
+    histories = jax.tree.map(lambda *leaves: np.stack(leaves), *held)
+    wanted, choose_rows = np.ones(2, np.bool_), jitted(sampling.choose_rows)
+    some = jax.tree.map(lambda leaf: leaf[:2], wishes)
+    found, expected = (choose_rows(xs, w, histories, wanted) for w in (wishes, some))
+    chex.assert_trees_all_equal(found, expected)
+
+
 def test_a_row_that_is_not_wanted_costs_and_says_nothing() -> None:
     x, history = logits_of("normal", VOCAB, 0), history_of(0, (2, 2))
     wishes = sampling_row(SamplingParams(temperature=1.0, logprobs=3), 5)

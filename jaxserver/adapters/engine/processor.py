@@ -23,7 +23,7 @@ def use_processor(told: Path = _CPU_INFO) -> None:
         told: What Linux says of the processor; elsewhere nothing is known.
     """
     instructions = byte_products(told)
-    if instructions is not None:
+    if jax.default_backend() == "cpu" and instructions is not None:
         multiply_both_on_cpu(few_too=instructions == "amx_int8")
 
 

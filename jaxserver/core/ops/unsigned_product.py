@@ -1,8 +1,8 @@
 """Products of unsigned bytes with signed ones.
 
-Of few rows they are sums in a loop, unless told otherwise: the compiler's own code for
-it reads weights as fast as memory gives them, while a library puts all of them into
-another order first.
+Of few rows they are sums in a loop: the compiler's own code for it reads weights as
+fast as memory gives them, while a library puts all of them into another order first.
+With AMX it is faster all the same.
 
 Of more rows they are a library's. Some processors multiply the two at once, and so more
 of them at a time than signed bytes with signed ones (AVX512-VNNI, AMX-INT8). XLA's CPU
@@ -49,10 +49,10 @@ def unsigned_product(
 
 
 def multiply_both_on_cpu(*, few_too: bool) -> None:
-    """What is compiled from now on multiplies the two kinds of bytes as they are.
+    """What is traced from now on multiplies the two kinds of bytes as they are.
 
-    That holds for this process, on a CPU. Where its library has no kernel for them, it
-    is many times slower.
+    That holds for this process, which computes on a CPU. Where its library has no
+    kernel for them, it is many times slower.
 
     Args:
         few_too: The library multiplies few rows faster than a loop does.
