@@ -9,7 +9,7 @@ THEIR_PACKAGES = {
     *("absl", "ml_dtypes", "opt_einsum", "scipy", "toolz", "typing_extensions"),
     "wadler_lindig",
 }
-THEIR_OPTIONS = {"etils", "filelock", "pygments"}  # taken where they are installed
+THEIR_OPTIONS = {"etils", "filelock", "pygments", "zstandard"}  # where installed
 SCRIPT = textwrap.dedent(
     """
     import sys
