@@ -20,6 +20,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PATIENCE_SECONDS = 60
+EVENT_END_MILLISECONDS = 200
 
 
 @contextlib.contextmanager
@@ -53,6 +54,13 @@ def visit(tab: Page, address: str) -> None:
 
 
 def say(tab: Page, text: str) -> None:
+    """Sends a message as soon as the page takes one.
+
+    Gradio ignores what is sent while an event runs, which ends right after the last of
+    its results, the button, is shown.
+    """
+    expect(tab.locator("#prompt .submit-button")).to_be_visible()
+    tab.wait_for_timeout(EVENT_END_MILLISECONDS)
     tab.locator("#prompt textarea").fill(text)
     tab.locator("#prompt textarea").press("Enter")
 
