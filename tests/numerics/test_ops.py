@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxserver.core.config import ModelConfig, RopeScaling
-from jaxserver.core.ops.attention_blocks import TIME, attend_blocks
+from jaxserver.core.ops.attention_blocks import MANY, ROWS, TIME, attend_blocks
 from jaxserver.core.ops.linear import linear, pad_tokens
 from jaxserver.core.ops.mlp import MlpParams, gated_mlp
 from jaxserver.core.ops.norms import rms_norm
@@ -202,6 +202,32 @@ def test_attention_is_softmax_over_what_came_before(
     cache = among_layers(keys, values)
     found = transform(attend_blocks)(queries, cache, table, positions, ends)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80])
+@pytest.mark.parametrize("groups", [1, 3, 4])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_row_among_many_has_the_bits_that_it_has_among_few(
+    transform: Transform, dtype: str, groups: int, head_dim: int
+) -> None:
+    """What is written out for many rows is what a library does for few."""
+    rows, context = MANY + 1, 3 * BLOCK
+    queries = normal(rows, 1, 2, groups, head_dim)
+    keys = normal(rows, 2, head_dim, context).astype(dtype)
+    values = normal(rows, 2, context, head_dim).astype(dtype)
+    positions = np.linspace(0, context - 1, rows, dtype=np.int32)[:, None]
+    ends = positions[:, 0] + 1
+
+    def attend(some: slice) -> HostArray:
+        cache = among_layers(keys[some], values[some])
+        given = (queries[some], cache, None, positions[some], ends[some])
+        return np.asarray(transform(attend_blocks)(*given))
+
+    found = attend(slice(rows))
+    assert_close(found, naive_attention(queries, keys, values, positions))
+    for first in range(0, rows - ROWS, ROWS):
+        few = slice(first, first + ROWS)
+        np.testing.assert_array_equal(found[few], attend(few))
 
 
 @pytest.mark.parametrize("page_size", [None, 16, 256])

@@ -1,13 +1,24 @@
 """Attention in a form whose bits do not depend on company (CPU)."""
 
+import functools
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxserver.core.ops.paged import BLOCK, LayerCache, PageTable, read_block
+from jaxserver.core.ops.paged import (
+    BLOCK,
+    LayerCache,
+    Pages,
+    PageTable,
+    read_block,
+    read_line,
+)
 from jaxserver.core.ops.sums import sum_last
+from jaxserver.core.ops.widen import apart
 
 MIN_QUERIES = 4
 """With fewer queries of a head, products take another path (CPU)."""
@@ -18,6 +29,14 @@ ROWS = 4
 
 Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
 """
+MANY = 16
+"""Rows from which on the products of fewer queries are written out, term by term.
+
+A library's products of so few are short pieces of work, before each of which keys or
+values are put into another order; written out, it is one piece each. The order of the
+sums is the same, and so are the bits. They take longer to compile than they are worth
+with fewer rows.
+"""
 TIME = 68
 """Most new positions of a row that are looked at together.
 
@@ -26,6 +45,21 @@ them at a time, products would take longer.
 """
 NEVER = -1e30
 """Score of a position that is not seen: a masked block then adds exactly nothing."""
+
+
+class _Products(NamedTuple):
+    """Those with one block of the keys, and of the values, of some rows.
+
+    Attributes:
+        least: The least number of queries of a head.
+        with_keys: Of a block's number and `[rows kv_heads queries head_dim]`, what is
+            `[rows kv_heads queries block]`.
+        with_values: Of a block's number and the latter, what is like the former.
+    """
+
+    least: int
+    with_keys: Callable[[Int[Array, ""], Array], Array]
+    with_values: Callable[[Int[Array, ""], Array], Array]
 
 
 def attend_blocks(
@@ -54,6 +88,8 @@ def attend_blocks(
     """
     rows, time, _, groups, _ = queries.shape
     is_enough = together is not None and together <= rows
+    is_few = groups * time < MIN_QUERIES and is_enough and table is None
+    is_written_out = is_few and rows >= MANY
     least = MIN_QUERIES * (1 if is_enough else groups)
     few = (min(together or rows, rows), -(-time // -(-time // TIME)))
     firsts = [
@@ -72,7 +108,11 @@ def attend_blocks(
         is_new = positions[:, 0] < ends
         seen = jnp.minimum(ends, jnp.where(is_new, positions[:, -1] + 1, 1))
         most = (jnp.max(seen) + BLOCK - 1) // BLOCK
-        return _attend_rows(queries, cache, (first, table), positions, (most, least))
+        if is_written_out:
+            products = _written_out(cache, first, few[0])
+        else:
+            products = _by_library(cache, (first, table), few[0], least)
+        return _attend_rows(queries, products, positions, most)
 
     by_group = jax.lax.map(
         attend_group,
@@ -103,26 +143,69 @@ def _joined(
     return jnp.concatenate([*before, new], axis=axis)
 
 
+def _by_library(
+    cache: LayerCache, where: tuple[Int[Array, ""], PageTable], rows: int, least: int
+) -> _Products:
+    """As the compiler makes products; see `paged.read_block`."""
+
+    def read(nth: Int[Array, ""]) -> list[Array]:
+        block = read_block(cache, where, rows, (nth, BLOCK))
+        return [leaf.astype(jnp.float32) for leaf in block]
+
+    def with_keys(nth: Int[Array, ""], queries: Array) -> Array:
+        return jnp.einsum("skqd,skdc->skqc", queries, read(nth)[0])
+
+    def with_values(nth: Int[Array, ""], weights: Array) -> Array:
+        values = read(nth)[1]
+        head_dim = values.shape[-1]
+        spare = -head_dim % VALUE_WIDTH
+        padded = jnp.pad(values, ((0, 0),) * 3 + ((0, spare),))
+        return jnp.einsum("skqc,skcd->skqd", weights, padded)[..., :head_dim]
+
+    return _Products(least, with_keys, with_values)
+
+
+def _written_out(cache: LayerCache, first: Int[Array, ""], rows: int) -> _Products:
+    """The same sums in the same order, of rows that are pages from `first` on."""
+
+    def with_pages(pages: Pages, nth: Int[Array, ""], x: Array) -> Array:
+        line = functools.partial(read_line, pages, cache.layer, (first, nth))
+
+        def term(piece: int) -> Array:
+            one = line((rows, piece))[:, :, None, :].astype(jnp.float32)
+            return x[..., piece, None] * one
+
+        total = term(0)
+        for piece in range(1, x.shape[-1]):
+            # A product that comes first is the one that is not rounded before it is
+            # added, as in a library's.
+            total = term(piece) + total
+        return total
+
+    def with_keys(nth: Int[Array, ""], queries: Array) -> Array:
+        run = functools.partial(with_pages, cache.keys, nth)
+        # It has two uses, for each of which the compiler would make it again.
+        return apart(run, queries, nth)
+
+    return _Products(1, with_keys, functools.partial(with_pages, cache.values))
+
+
 def _attend_rows(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
-    cache: LayerCache,
-    where: tuple[Int[Array, ""], PageTable],
+    products: _Products,
     positions: Int[Array, "rows time"],
-    size: tuple[Int[Array, ""], int],
+    num_blocks: Int[Array, ""],
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """Attention of some rows, through the same number of blocks each.
 
     Args:
         queries: As for `attend_blocks`.
-        cache: As for `attend_blocks`.
-        where: See `paged.read_block`.
+        products: With the blocks of these rows.
         positions: As for `attend_blocks`.
-        size: The number of blocks, and the least number of queries of a head.
+        num_blocks: How many there are.
     """
     rows, time, kv_heads, groups, head_dim = queries.shape
-    num_blocks, least = size
-    spare = max(0, least - groups * time)
-    wide = -(-head_dim // VALUE_WIDTH) * VALUE_WIDTH
+    spare = max(0, products.least - groups * time)
     seen_up_to = jnp.pad(jnp.tile(positions, (1, groups)), ((0, 0), (0, spare)))
     seen_up_to = seen_up_to[:, None, :, None]
     by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)
@@ -133,16 +216,13 @@ def _attend_rows(
         nth: Int[Array, ""], carry: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
         best, mass, out = carry
-        block = read_block(cache, where, rows, (nth, BLOCK))
-        block_keys, block_values = (leaf.astype(jnp.float32) for leaf in block)
-        scores = jnp.einsum("skqd,skdc->skqc", by_head, block_keys)
+        scores = products.with_keys(nth, by_head)
         at = nth * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None, :]
         scores = jnp.where(at <= seen_up_to, scores, NEVER)
         new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
         kept = jnp.exp(best - new_best)
         weights = jax.lax.optimization_barrier(jnp.exp(scores - new_best[..., None]))
-        padded = jnp.pad(block_values, ((0, 0),) * 3 + ((0, wide - head_dim),))
-        added = jnp.einsum("skqc,skcd->skqd", weights, padded)
+        added = products.with_values(nth, weights)
         new_mass = mass * kept + sum_last(weights)
         return new_best, new_mass, out * kept[..., None] + added
 
@@ -150,9 +230,9 @@ def _attend_rows(
     nothing = (
         jnp.full(shape, NEVER, jnp.float32),
         jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, wide), jnp.float32),
+        jnp.zeros(by_head.shape, jnp.float32),
     )
     _, mass, out = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
-    heads: Array = out[..., :head_dim] / mass[..., None]
+    heads: Array = out / mass[..., None]
     by_group = heads[:, :, : groups * time].reshape(rows, kv_heads, groups, time, -1)
     return by_group.transpose(0, 3, 1, 2, 4)

@@ -229,3 +229,28 @@ def read_block(
         jnp.moveaxis(key_parts, 1, 3).reshape(rows, kv_heads, head_dim, block),
         jnp.moveaxis(value_parts, 1, 2).reshape(rows, kv_heads, block, head_dim),
     )
+
+
+def read_line(
+    pages: Pages,
+    layer: Int[Array, ""] | int,
+    where: tuple[Int[Array, ""], Int[Array, ""]],
+    size: tuple[int, int],
+) -> Float[Array, "rows kv_heads width"]:
+    """What lies in one piece of a block, of some rows that are pages.
+
+    Of keys that is one number of each position, of values one position.
+
+    Args:
+        pages: In the order of `BY_BLOCK`.
+        layer: See `LayerCache`.
+        where: The first row's page, and which block it is.
+        size: How many rows there are, and which piece it is.
+    """
+    (first, nth), (rows, piece) = where, size
+    kv_heads, _, width = pages.shape[3:]
+    zero, at = jnp.zeros((), jnp.int32), jnp.full((), piece, jnp.int32)
+    lines = jax.lax.dynamic_slice(
+        pages, (first, layer, nth, zero, at, zero), (rows, 1, 1, kv_heads, 1, width)
+    )
+    return lines[:, 0, 0, :, 0]
