@@ -37,6 +37,9 @@ values are put into another order; written out, it is one piece each. The order 
 sums is the same, and so are the bits. They take longer to compile than they are worth
 with fewer rows.
 """
+MANY_TOGETHER = 8
+"""Of many rows, those that are looked at together: work in longer pieces, of which
+cores that have to be woken up take their share (CPU)."""
 TIME = 68
 """Most new positions of a row that are looked at together.
 
@@ -91,6 +94,7 @@ def attend_blocks(
     is_few = groups * time < MIN_QUERIES and is_enough and table is None
     is_written_out = is_few and rows >= MANY
     least = MIN_QUERIES * (1 if is_enough else groups)
+    together = MANY_TOGETHER if is_written_out else together
     few = (min(together or rows, rows), -(-time // -(-time // TIME)))
     firsts = [
         _firsts(length, some) for length, some in zip((rows, time), few, strict=True)

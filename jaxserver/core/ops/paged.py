@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxserver.core.ops.widen import apart
+
 PageTable = Int[Array, "rows pages_per_row"] | None
 Pages: TypeAlias = Shaped[Array, "pages *rest"]
 """Keys or values, in the order of a layout."""
@@ -134,7 +136,9 @@ def _write_runs(
     size = (count, kv_heads, head_dim, block)
     counts = jnp.sum(page < num_pages, axis=1, dtype=jnp.int32)
     spare = ((0, 0), (0, 0), (0, 0), (count * block, count * block))
-    shifted = jnp.pad(new.transpose(0, 2, 3, 1), spare)
+    # Turned apart: with what follows it would be looked up number by number.
+    turned = apart(lambda new: new.transpose(0, 2, 3, 1), new, offset[0, 0])
+    shifted = jnp.pad(turned, spare)
     zero = jnp.zeros((), jnp.int32)
     window = jnp.arange(count * block, dtype=jnp.int32)
 
