@@ -24,9 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserver import wiring
-from jaxserver.adapters.engine.processor import compiler_options, use_processor
+from jaxserver.adapters.engine.processor import (
+    byte_products,
+    compiler_options,
+    use_processor,
+)
+from jaxserver.core.compute import compute_on
 from jaxserver.core.config import MIN_CALL_TOKENS, PREFILL_LENGTHS
-from jaxserver.core.ops.attention_blocks import attend_blocks
+from jaxserver.core.ops.attention import attention
 from jaxserver.core.ops.fp8 import Fp8Weight
 from jaxserver.core.ops.linear import Products, linear
 from jaxserver.core.ops.norms import rms_norm
@@ -166,10 +171,12 @@ class Measured:
         positions = jnp.broadcast_to(new, (self.rows, self.time))
         held = jnp.full(self.rows, context, jnp.int32)
 
+        known = byte_products() is not None
+        compute = compute_on("cpu", "", "float32", adds_products=known)
+        attend = attention(compute, head_dim, None).attend
+
         def run(queries: Any, keys: Any, values: Any) -> Any:
-            return attend_blocks(
-                queries, LayerCache(keys, values), None, positions, held
-            )
+            return attend(queries, LayerCache(keys, values), None, positions, held)
 
         heads = self.rows * self.time * kv_heads * groups
         part = self._part(

@@ -24,7 +24,11 @@ from jaxserver.adapters.engine.compiling import CompiledSteps, Remembered
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
-from jaxserver.adapters.engine.processor import compiler_options, use_processor
+from jaxserver.adapters.engine.processor import (
+    byte_products,
+    compiler_options,
+    use_processor,
+)
 from jaxserver.adapters.engine.requests import Limits
 from jaxserver.adapters.engine.stand_in import zeros_like
 from jaxserver.adapters.engine.text import Shell, TextEngine
@@ -386,7 +390,8 @@ def _said(plan: MemoryPlan) -> MemoryPlan:
 def _compute(config: ServerConfig) -> Compute:
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")
-    return compute_on(device.platform, capability, DTYPES[config.dtype])
+    dtype, known = DTYPES[config.dtype], byte_products() is not None
+    return compute_on(device.platform, capability, dtype, adds_products=known)
 
 
 def _keep_compiled_code() -> None:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserver.core.compute import ON_CPU, Compute
+from jaxserver.adapters.engine.processor import byte_products
+from jaxserver.core.compute import Compute
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.kv_cache import cache_dtype
 from jaxserver.core.ops.fp8 import FP8, QUANTIZED, quantize_to_fp8
@@ -29,6 +30,8 @@ TINY_LLAMA = ModelConfig(
 )
 TINY_BYTES = dataclasses.replace(TINY_LLAMA, vocab_size=258)
 """Speaks the vocabulary of `fakes.ByteTokenizer`."""
+HERE = Compute(adds_products=byte_products() is not None)
+"""As the server computes on this processor."""
 
 
 class TinyModel(NamedTuple):
@@ -67,7 +70,7 @@ def tiny_model(
     page_size: int | None = None,
     seed: int = 0,
     kept: str = "float32",
-    compute: Compute = ON_CPU,
+    compute: Compute = HERE,
 ) -> TinyModel:
     """Random weights, large enough that logits differ, on one device."""
     mesh = one_device()

@@ -18,12 +18,15 @@ class Compute:
         is_interpreted: Kernels are interpreted, where the platform is not at hand.
         kernels: On a CPU, the name of a library of kernels, each of which is registered
             with `jax.ffi` as `{kernels}_{kernel}`; the compiler's own code if empty.
+        adds_products: On a CPU, sums of products that are written out are known to have
+            the bits of a library's: both add a product without rounding it first.
     """
 
     platform: str = "cpu"
     dtype: str = "float32"
     is_interpreted: bool = False
     kernels: str = ""
+    adds_products: bool = False
 
     @property
     def rounds_float32(self) -> bool:
@@ -38,7 +41,9 @@ class Compute:
 ON_CPU = Compute()
 
 
-def compute_on(platform: str, capability: str, dtype: str) -> Compute:
+def compute_on(
+    platform: str, capability: str, dtype: str, *, adds_products: bool = False
+) -> Compute:
     """What suits a device, where the model is of a type.
 
     A CPU has no fast 16-bit arithmetic.
@@ -47,9 +52,10 @@ def compute_on(platform: str, capability: str, dtype: str) -> Compute:
         platform: As JAX names it: `cpu`, `gpu`, `tpu`.
         capability: What the device says of its own: NVIDIA's GPUs a number.
         dtype: Of the model.
+        adds_products: See `Compute`.
     """
     if platform == "cpu":
-        return ON_CPU
+        return dataclasses.replace(ON_CPU, adds_products=adds_products)
     generation = capability.split(".")[0]
     has_kernels = generation.isdigit() and int(generation) >= AMPERE
     return Compute(platform="cuda" if has_kernels else platform, dtype=dtype)

@@ -54,10 +54,10 @@ def visit(tab: Page, address: str) -> None:
 
 
 def say(tab: Page, text: str) -> None:
-    """Sends a message as soon as the page takes one.
+    """Sends a message a little after the page says that it takes one.
 
-    Gradio ignores what is sent while an event runs, which ends right after the last of
-    its results, the button, is shown.
+    Gradio ignores what is sent while an event runs, and it still does when the last of
+    the event's results, the button, is shown.
     """
     expect(tab.locator("#prompt .submit-button")).to_be_visible()
     tab.wait_for_timeout(EVENT_END_MILLISECONDS)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxserver.core.compute import Compute
-from jaxserver.core.ops.attention_blocks import ROWS, attend_blocks
+from jaxserver.core.ops.attention_blocks import MANY, ROWS, Company, attend_blocks
 from jaxserver.core.ops.paged import (
     BY_BLOCK,
     BY_TOKEN,
@@ -70,7 +70,10 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
     """
     if compute.platform == "cpu":
         kernel = compute.kernel("attention")
-        in_groups = functools.partial(_attend_groups, mesh)
+        is_split = mesh is not None and num_devices("batch", mesh) > 1
+        many = MANY if compute.adds_products else None
+        company = Company(None if is_split else ROWS, many)
+        in_groups = functools.partial(_attend_groups, company)
         attend = functools.partial(_attend_by, kernel) if kernel else in_groups
         return Attention(BY_BLOCK, attend)
     is_gpu, is_one = compute.platform == "cuda", mesh is None or mesh.size == 1
@@ -142,17 +145,20 @@ def _on_each_device(form: Attend, mesh: Mesh) -> Attend:
 
 
 def _attend_groups(
-    mesh: Mesh | None,
+    company: Company,
     queries: Float[Array, "rows time kv_heads groups head_dim"],
     cache: LayerCache,
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
-    """No group of rows goes across the devices that rows lie on."""
-    is_split = mesh is not None and num_devices("batch", mesh) > 1
-    together = None if is_split and table is None else ROWS
-    return attend_blocks(queries, cache, table, positions, ends, together)
+    """No group of rows goes across the devices that rows lie on.
+
+    With a page table there are groups all the same: what they read is brought together.
+    """
+    if table is not None:
+        company = company._replace(together=ROWS)
+    return attend_blocks(queries, cache, table, positions, ends, company)
 
 
 def _attend_by(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxserver.core.ops.apart import apart
 from jaxserver.core.ops.paged import (
     BLOCK,
     LayerCache,
@@ -18,28 +19,28 @@ from jaxserver.core.ops.paged import (
     read_line,
 )
 from jaxserver.core.ops.sums import sum_last
-from jaxserver.core.ops.widen import apart
 
 MIN_QUERIES = 4
 """With fewer queries of a head, products take another path (CPU)."""
 VALUE_WIDTH = 64
 """Heads are padded to a multiple of it, for the same reason."""
 ROWS = 4
-"""Rows that are looked at together: one alone is too little work at a time.
+"""Rows that are looked at together elsewhere: one alone is too little work at a time.
 
 Fewer take another path up to `MIN_QUERIES` positions of all query heads (CPU).
 """
 MANY = 16
-"""Rows from which on the products of fewer queries are written out, term by term.
+"""Rows from which on the products of fewer than `MIN_QUERIES` queries are written out.
 
 A library's products of so few are short pieces of work, before each of which keys or
-values are put into another order; written out, it is one piece each. The order of the
-sums is the same, and so are the bits. They take longer to compile than they are worth
-with fewer rows.
+values are put into another order; written out, it is one piece each. They take longer
+to compile than they are worth with fewer rows.
 """
 MANY_TOGETHER = 8
-"""Of many rows, those that are looked at together: work in longer pieces, of which
-cores that have to be woken up take their share (CPU)."""
+"""Rows that are looked at together where products are written out.
+
+Shorter pieces of work are done before another core has woken up.
+"""
 TIME = 68
 """Most new positions of a row that are looked at together.
 
@@ -50,17 +51,32 @@ NEVER = -1e30
 """Score of a position that is not seen: a masked block then adds exactly nothing."""
 
 
+class Company(NamedTuple):
+    """How many rows are looked at together.
+
+    Attributes:
+        together: How many, where products are not written out; None for all, wherever
+            they lie: a device may have few of them, which are padded as few are.
+        many: How many there are at least where products are; None if they never are.
+    """
+
+    together: int | None = ROWS
+    many: int | None = None
+
+
+IN_GROUPS = Company()
+
+
 class _Products(NamedTuple):
     """Those with one block of the keys, and of the values, of some rows.
 
     Attributes:
-        least: The least number of queries of a head.
-        with_keys: Of a block's number and `[rows kv_heads queries head_dim]`, what is
-            `[rows kv_heads queries block]`.
-        with_values: Of a block's number and the latter, what is like the former.
+        with_keys: Of a block's number and queries `[rows kv_heads queries head_dim]`:
+            scores `[rows kv_heads queries block]`.
+        with_values: Of a block's number and weights `[rows kv_heads queries block]`:
+            sums `[rows kv_heads queries head_dim]`.
     """
 
-    least: int
     with_keys: Callable[[Int[Array, ""], Array], Array]
     with_values: Callable[[Int[Array, ""], Array], Array]
 
@@ -71,7 +87,7 @@ def attend_blocks(
     table: PageTable,
     positions: Int[Array, "rows time"],
     ends: Int[Array, " rows"],
-    together: int | None = ROWS,
+    company: Company = IN_GROUPS,
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """Causal softmax attention, block by block (Milakov and Gimelshein 2018).
 
@@ -86,16 +102,19 @@ def attend_blocks(
         table: Pages of each row, or None.
         positions: Of the queries, one after the other.
         ends: How many positions each row has to look at.
-        together: How many rows go together; None for all, wherever they lie: a device
-            may have few of them, which are padded as few are.
+        company: How many rows are looked at together.
     """
     rows, time, _, groups, _ = queries.shape
+    together, many = company
     is_enough = together is not None and together <= rows
     is_few = groups * time < MIN_QUERIES and is_enough and table is None
-    is_written_out = is_few and rows >= MANY
-    least = MIN_QUERIES * (1 if is_enough else groups)
-    together = MANY_TOGETHER if is_written_out else together
-    few = (min(together or rows, rows), -(-time // -(-time // TIME)))
+    is_written_out = is_few and many is not None and rows >= many
+    if is_written_out:
+        some_rows, least = MANY_TOGETHER, 1
+    else:
+        some_rows = min(together or rows, rows)
+        least = MIN_QUERIES * (1 if is_enough else groups)
+    few = (some_rows, -(-time // -(-time // TIME)))
     firsts = [
         _firsts(length, some) for length, some in zip((rows, time), few, strict=True)
     ]
@@ -113,10 +132,10 @@ def attend_blocks(
         seen = jnp.minimum(ends, jnp.where(is_new, positions[:, -1] + 1, 1))
         most = (jnp.max(seen) + BLOCK - 1) // BLOCK
         if is_written_out:
-            products = _written_out(cache, first, few[0])
+            products = _written_out(cache, first, some_rows)
         else:
-            products = _by_library(cache, (first, table), few[0], least)
-        return _attend_rows(queries, products, positions, most)
+            products = _by_library(cache, (first, table), some_rows)
+        return _attend_rows(queries, products, positions, (most, least))
 
     by_group = jax.lax.map(
         attend_group,
@@ -148,7 +167,7 @@ def _joined(
 
 
 def _by_library(
-    cache: LayerCache, where: tuple[Int[Array, ""], PageTable], rows: int, least: int
+    cache: LayerCache, where: tuple[Int[Array, ""], PageTable], rows: int
 ) -> _Products:
     """As the compiler makes products; see `paged.read_block`."""
 
@@ -166,24 +185,27 @@ def _by_library(
         padded = jnp.pad(values, ((0, 0),) * 3 + ((0, spare),))
         return jnp.einsum("skqc,skcd->skqd", weights, padded)[..., :head_dim]
 
-    return _Products(least, with_keys, with_values)
+    return _Products(with_keys, with_values)
 
 
 def _written_out(cache: LayerCache, first: Int[Array, ""], rows: int) -> _Products:
-    """The same sums in the same order, of rows that are pages from `first` on."""
+    """Sums in the order of `_by_library`, of rows that are pages from `first` on.
+
+    They add one product after the other, none of which is rounded first, where the
+    processor is one of which that is known; see `Compute.adds_products`.
+    """
 
     def with_pages(pages: Pages, nth: Int[Array, ""], x: Array) -> Array:
-        line = functools.partial(read_line, pages, cache.layer, (first, nth))
+        read = functools.partial(read_line, pages, cache.layer, (first, nth))
 
-        def term(piece: int) -> Array:
-            one = line((rows, piece))[:, :, None, :].astype(jnp.float32)
-            return x[..., piece, None] * one
+        def term(line: int) -> Array:
+            one = read((rows, line))[:, :, None, :].astype(jnp.float32)
+            return x[..., line, None] * one
 
         total = term(0)
-        for piece in range(1, x.shape[-1]):
-            # A product that comes first is the one that is not rounded before it is
-            # added, as in a library's.
-            total = term(piece) + total
+        for line in range(1, x.shape[-1]):
+            # Of two products that are added, LLVM does not round the one before `+`.
+            total = term(line) + total
         return total
 
     def with_keys(nth: Int[Array, ""], queries: Array) -> Array:
@@ -191,14 +213,14 @@ def _written_out(cache: LayerCache, first: Int[Array, ""], rows: int) -> _Produc
         # It has two uses, for each of which the compiler would make it again.
         return apart(run, queries, nth)
 
-    return _Products(1, with_keys, functools.partial(with_pages, cache.values))
+    return _Products(with_keys, functools.partial(with_pages, cache.values))
 
 
 def _attend_rows(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
     products: _Products,
     positions: Int[Array, "rows time"],
-    num_blocks: Int[Array, ""],
+    size: tuple[Int[Array, ""], int],
 ) -> Float[Array, "rows time kv_heads groups head_dim"]:
     """Attention of some rows, through the same number of blocks each.
 
@@ -206,10 +228,11 @@ def _attend_rows(
         queries: As for `attend_blocks`.
         products: With the blocks of these rows.
         positions: As for `attend_blocks`.
-        num_blocks: How many there are.
+        size: The number of blocks, and the least number of queries of a head.
     """
     rows, time, kv_heads, groups, head_dim = queries.shape
-    spare = max(0, products.least - groups * time)
+    num_blocks, least = size
+    spare = max(0, least - groups * time)
     seen_up_to = jnp.pad(jnp.tile(positions, (1, groups)), ((0, 0), (0, spare)))
     seen_up_to = seen_up_to[:, None, :, None]
     by_head = queries.transpose(0, 2, 3, 1, 4) * jnp.float32(head_dim**-0.5)

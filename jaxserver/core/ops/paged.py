@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxserver.core.ops.widen import apart
+from jaxserver.core.ops.apart import apart
 
 PageTable = Int[Array, "rows pages_per_row"] | None
 Pages: TypeAlias = Shaped[Array, "pages *rest"]
@@ -241,19 +241,19 @@ def read_line(
     where: tuple[Int[Array, ""], Int[Array, ""]],
     size: tuple[int, int],
 ) -> Float[Array, "rows kv_heads width"]:
-    """What lies in one piece of a block, of some rows that are pages.
+    """One line of a block, of some rows that are pages.
 
-    Of keys that is one number of each position, of values one position.
+    Of keys it is one number of each position, of values all numbers of one position.
 
     Args:
         pages: In the order of `BY_BLOCK`.
         layer: See `LayerCache`.
         where: The first row's page, and which block it is.
-        size: How many rows there are, and which piece it is.
+        size: How many rows there are, and which line it is.
     """
-    (first, nth), (rows, piece) = where, size
+    (first, nth), (rows, line) = where, size
     kv_heads, _, width = pages.shape[3:]
-    zero, at = jnp.zeros((), jnp.int32), jnp.full((), piece, jnp.int32)
+    zero, at = jnp.zeros((), jnp.int32), jnp.full((), line, jnp.int32)
     lines = jax.lax.dynamic_slice(
         pages, (first, layer, nth, zero, at, zero), (rows, 1, 1, kv_heads, 1, width)
     )
