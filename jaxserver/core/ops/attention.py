@@ -68,15 +68,16 @@ def attention(compute: Compute, head_dim: int, mesh: Mesh | None) -> Attention:
     On a CPU it is the one whose bits are kept. Elsewhere a row is read as a whole; the
     decode steps of a GPU read of it what there is, by a kernel.
     """
+    is_one = mesh is None or mesh.size == 1
     if compute.platform == "cpu":
         kernel = compute.kernel("attention")
         is_split = mesh is not None and num_devices("batch", mesh) > 1
-        many = MANY if compute.adds_products else None
+        many = MANY if compute.adds_products and is_one else None
         company = Company(None if is_split else ROWS, many)
         in_groups = functools.partial(_attend_groups, company)
         attend = functools.partial(_attend_by, kernel) if kernel else in_groups
         return Attention(BY_BLOCK, attend)
-    is_gpu, is_one = compute.platform == "cuda", mesh is None or mesh.size == 1
+    is_gpu = compute.platform == "cuda"
     has_cudnn = is_gpu and is_one and not compute.is_interpreted
     fits_cudnn = head_dim % 8 == 0 and head_dim <= WIDEST_HEAD
     is_fused = has_cudnn and fits_cudnn and compute.dtype != "float32"
