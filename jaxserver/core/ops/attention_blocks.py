@@ -81,6 +81,20 @@ class _Products(NamedTuple):
     with_values: Callable[[Int[Array, ""], Array], Array]
 
 
+class _Form(NamedTuple):
+    """How rows are looked at.
+
+    Attributes:
+        together: How many at a time.
+        least: The least number of queries of a head.
+        products: Those of some rows; see `paged.read_block` for where these are.
+    """
+
+    together: int
+    least: int
+    products: Callable[[tuple[Int[Array, ""], PageTable]], _Products]
+
+
 def attend_blocks(
     queries: Float[Array, "rows time kv_heads groups head_dim"],
     cache: LayerCache,
@@ -104,17 +118,9 @@ def attend_blocks(
         ends: How many positions each row has to look at.
         company: How many rows are looked at together.
     """
-    rows, time, _, groups, _ = queries.shape
-    together, many = company
-    is_enough = together is not None and together <= rows
-    is_few = groups * time < MIN_QUERIES and is_enough and table is None
-    is_written_out = is_few and many is not None and rows >= many
-    if is_written_out:
-        some_rows, least = MANY_TOGETHER, 1
-    else:
-        some_rows = min(together or rows, rows)
-        least = MIN_QUERIES * (1 if is_enough else groups)
-    few = (some_rows, -(-time // -(-time // TIME)))
+    rows, time = positions.shape
+    form = _form(queries.shape, cache, company, is_paged=table is not None)
+    few = (form.together, -(-time // -(-time // TIME)))
     firsts = [
         _firsts(length, some) for length, some in zip((rows, time), few, strict=True)
     ]
@@ -131,11 +137,8 @@ def attend_blocks(
         is_new = positions[:, 0] < ends
         seen = jnp.minimum(ends, jnp.where(is_new, positions[:, -1] + 1, 1))
         most = (jnp.max(seen) + BLOCK - 1) // BLOCK
-        if is_written_out:
-            products = _written_out(cache, first, some_rows)
-        else:
-            products = _by_library(cache, (first, table), some_rows)
-        return _attend_rows(queries, products, positions, (most, least))
+        products = form.products((first, table))
+        return _attend_rows(queries, products, positions, (most, form.least))
 
     by_group = jax.lax.map(
         attend_group,
@@ -149,6 +152,22 @@ def attend_blocks(
     )
     parts = by_group.reshape(len(firsts[0]), len(firsts[1]), *by_group.shape[1:])
     return _joined(jax.vmap(_joined, in_axes=(0, None, None))(parts, 1, time), 0, rows)
+
+
+def _form(
+    shape: tuple[int, ...], cache: LayerCache, company: Company, *, is_paged: bool
+) -> _Form:
+    """The one for queries of that shape."""
+    rows, time, _, groups, _ = shape
+    together, many = company
+    is_enough = together is not None and together <= rows
+    is_few = groups * time < MIN_QUERIES and is_enough and not is_paged
+    if is_few and many is not None and rows >= many:
+        products = functools.partial(_written_out, cache, MANY_TOGETHER)
+        return _Form(MANY_TOGETHER, 1, products)
+    some = min(together or rows, rows)
+    least = MIN_QUERIES * (1 if is_enough else groups)
+    return _Form(some, least, functools.partial(_by_library, cache, some))
 
 
 def _firsts(length: int, some: int) -> list[int]:
@@ -167,7 +186,7 @@ def _joined(
 
 
 def _by_library(
-    cache: LayerCache, where: tuple[Int[Array, ""], PageTable], rows: int
+    cache: LayerCache, rows: int, where: tuple[Int[Array, ""], PageTable]
 ) -> _Products:
     """As the compiler makes products; see `paged.read_block`."""
 
@@ -188,12 +207,15 @@ def _by_library(
     return _Products(with_keys, with_values)
 
 
-def _written_out(cache: LayerCache, first: Int[Array, ""], rows: int) -> _Products:
-    """Sums in the order of `_by_library`, of rows that are pages from `first` on.
+def _written_out(
+    cache: LayerCache, rows: int, where: tuple[Int[Array, ""], PageTable]
+) -> _Products:
+    """Sums in the order of `_by_library`, of rows that are pages.
 
     They add one product after the other, none of which is rounded first, where the
     processor is one of which that is known; see `Compute.adds_products`.
     """
+    first, _ = where
 
     def with_pages(pages: Pages, nth: Int[Array, ""], x: Array) -> Array:
         read = functools.partial(read_line, pages, cache.layer, (first, nth))
