@@ -110,7 +110,7 @@ class Host:
             self.model = with_processors(model, self._processors)
             sizes = self.model.engine
             self.config = dataclasses.replace(
-                self.config, slots=sizes.slots, max_length=sizes.max_len
+                self.config, slots=sizes.all_slots, max_length=sizes.max_len
             )
             on_loaded(self.model)
             self.identity = in_background(functools.partial(self._identify, self.model))

@@ -4,6 +4,7 @@ import logging
 
 import jax
 
+from jaxserver.adapters.engine.processor import num_cores
 from jaxserver.backends import Backend
 from jaxserver.core.config import MIN_CALL_TOKENS, EngineConfig
 from jaxserver.core.sharding import num_devices
@@ -16,6 +17,12 @@ FREE_TOKENS = {"cpu": MIN_CALL_TOKENS}
 ACCELERATOR_FREE_TOKENS = 32
 """So few that a step takes as long as its weights take to be read."""
 CALL_TOKENS = {"cpu": 24}
+LANES = 2
+"""Of a processor: the short pieces of one step are too short to be shared by cores.
+
+Two prefills at the same time take as long as 1.1 of them, and two decode steps as long
+as one of as many rows, or less.
+"""
 SURE_MATCH = 3
 """Tokens that match before a guess is worth one token's products less than few tokens'.
 
@@ -34,8 +41,11 @@ def engine_config(config: ServerConfig, backend: Backend) -> EngineConfig:
         LOGGER.info("max_length is cut to the model's %d tokens", fns.max_len)
     platform, row_parts = jax.devices()[0].platform, num_devices("batch", mesh)
     usual = DEFAULT_SLOTS.get(platform, ACCELERATOR_SLOTS)
+    slots = config.slots or -(-usual // row_parts) * row_parts
+    lanes = _num_lanes(slots, platform, config, backend)
     return EngineConfig(
-        slots=config.slots or -(-usual // row_parts) * row_parts,
+        slots=slots // lanes,
+        lanes=lanes,
         prefill_rows=config.batch_size,
         max_len=fns.max_len,
         max_stream_tokens=config.max_stream_tokens,
@@ -52,6 +62,23 @@ def engine_config(config: ServerConfig, backend: Backend) -> EngineConfig:
         # Between processes the order of a sum goes by the size of what is summed up.
         prefix_cache=config.prefix_cache and (is_fast or jax.process_count() == 1),
     )
+
+
+def _num_lanes(
+    slots: int, platform: str, config: ServerConfig, backend: Backend
+) -> int:
+    """Two of the same size where one processor does all, and few slots are enough.
+
+    A lane of fewer slots than a call has tokens would take as long as one of so many.
+    """
+    is_alone = platform == "cpu" and backend.place.mesh.size == 1
+    fns = backend.fns
+    is_whole = fns.page_size >= fns.max_len and config.num_pages is None
+    is_parted = slots % LANES == 0 and slots // LANES >= MIN_CALL_TOKENS
+    has_cores = num_cores() >= LANES
+    is_apart = is_alone and is_whole and has_cores
+    # Where bits depend on the rows of a step, these must not depend on the cores.
+    return LANES if is_apart and is_parted and fns.chunk is None else 1
 
 
 def _guesses_are_free(backend: Backend, platform: str) -> bool:

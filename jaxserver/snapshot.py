@@ -1,13 +1,13 @@
 """What a server says of itself: its numbers at one moment, and its address."""
 
-import os
 from pathlib import Path
 
 import jax
 import psutil
 
 from jaxserver.adapters.engine.compiling import COMPILES
-from jaxserver.adapters.engine.loop import LoopStats
+from jaxserver.adapters.engine.loop_stats import LoopStats
+from jaxserver.adapters.engine.processor import num_cores
 from jaxserver.adapters.engine.text import TextEngine, TextStats
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.memory import MemoryPlan
@@ -32,7 +32,7 @@ def take_snapshot(
         config=config.public(),
         state=state,
         devices=tuple(str(device) for device in jax.devices()),
-        cores=_cores(),
+        cores=num_cores(),
         memory={
             "resident": psutil.Process().memory_info().rss,
             "weights": 0 if plan is None else plan.weights_bytes_per_device,
@@ -57,13 +57,6 @@ def take_snapshot(
         failed_dispatches=loop.failed_dispatches,
         unsound_rows=loop.unsound_rows,
     )
-
-
-def _cores() -> int:
-    """Processor cores the process may use; not every system can say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def served_name(model: str) -> str:

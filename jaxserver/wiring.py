@@ -332,19 +332,21 @@ def start_engine(
         orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
         is_read = not config.pre_compile or model.weights.done()
         held = model.params if is_read else zeros_like(model.shapes)
-        device = Device(compiled, held, engine, orders)
+        first = Device(compiled, held, engine, orders)
         if config.pre_compile:
-            device.warm_up(check_weights)
-        device.params = model.params
+            first.warm_up(check_weights)
+        first.params = model.params
         compiled.finish()
-        watchdog_seconds = config.watchdog_seconds
-        return EngineLoop(device, engine, on_events, time.monotonic, watchdog_seconds)
+        rest = range(1, engine.lanes)
+        more = [Device(compiled, model.params, engine, orders) for _ in rest]
+        clock, watchdog_seconds = time.monotonic, config.watchdog_seconds
+        return EngineLoop([first, *more], engine, on_events, clock, watchdog_seconds)
 
     engine = model.engine
     try:
         shell = Shell(telemetry, time.monotonic, new_seed, identity)
         limits = Limits.of(model.fns, engine)
-        text = TextEngine(model.tokenizer, config, engine.slots, limits, shell)
+        text = TextEngine(model.tokenizer, config, engine.all_slots, limits, shell)
         text.start(make_loop)
     finally:
         compiled.cancel()

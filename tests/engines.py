@@ -6,18 +6,19 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
-from jaxserver.adapters.engine.dispatch import Device, Dispatch
+from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
-from jaxserver.adapters.engine.orders import NoOrders, Orders
+from jaxserver.adapters.engine.orders import NoOrders, Order, Orders
 from jaxserver.adapters.engine.requests import Limits, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Steps, build_steps
 from jaxserver.core.schedule import DecodePlan, PrefillPlan
+from jaxserver.core.steps import Outcome
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.model import Params
 from jaxserver.ports.receipt import Identity
@@ -80,27 +81,31 @@ class HookedDevice(Device):
 
     Attributes:
         before_step: Called with `prefill` or `decode` on the engine's thread.
-        after_step: Called with what was handed to the device.
+        before_run: Called with what is to be run, on the lane's thread.
+        after_run: Called there with what the step will bring, too.
         before_reset: Called when the state is made anew.
     """
 
     before_step: Callable[[str], None] = staticmethod(lambda kind: None)
-    after_step: Callable[[Dispatch], None] = staticmethod(lambda dispatch: None)
+    before_run: Callable[[Order], None] = staticmethod(lambda order: None)
+    after_run: Callable[[Order, Outcome], None] = staticmethod(lambda *_: None)
     before_reset: Callable[[], None] = staticmethod(lambda: None)
 
-    def prefill(
-        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
-    ) -> Dispatch:
+    def prefill_orders(
+        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
+    ) -> tuple[Order, ...]:
         self.before_step("prefill")
-        dispatch = super().prefill(plan, requests, now)
-        self.after_step(dispatch)
-        return dispatch
+        return super().prefill_orders(plan, requests)
 
-    def decode(self, plan: DecodePlan, now: float) -> Dispatch:
+    def decode_orders(self, plan: DecodePlan) -> tuple[Order, ...]:
         self.before_step("decode")
-        dispatch = super().decode(plan, now)
-        self.after_step(dispatch)
-        return dispatch
+        return super().decode_orders(plan)
+
+    def run(self, orders: Sequence[Order]) -> Outcome:
+        self.before_run(orders[-1])
+        outcome = super().run(orders)
+        self.after_run(orders[-1], outcome)
+        return outcome
 
     def reset(self) -> None:
         self.before_reset()
@@ -212,15 +217,18 @@ def start(parts: Parts) -> TextEngine:
     )
     known = parts.executables.steps.processors if parts.executables else {}
     limits = Limits(sizes.max_len, processors=known)
-    engine = TextEngine(parts.tokenizer, config, sizes.slots, limits, shell)
+    engine = TextEngine(parts.tokenizer, config, sizes.all_slots, limits, shell)
 
     def make_loop(on_events: OnEvents) -> EngineLoop:
         executables = parts.executables or compiled(sizes)
         params = parts.params or model().params
-        device = HookedDevice(executables, params, sizes, parts.orders)
-        parts.prepare(device)
+        devices = []
+        for _ in range(sizes.lanes):
+            device = HookedDevice(executables, params, sizes, parts.orders)
+            parts.prepare(device)
+            devices.append(device)
         watchdog_seconds = config.watchdog_seconds
-        return EngineLoop(device, sizes, on_events, parts.clock, watchdog_seconds)
+        return EngineLoop(devices, sizes, on_events, parts.clock, watchdog_seconds)
 
     engine.start(make_loop)
     return engine

@@ -67,8 +67,8 @@ def answered(server: JAXServer, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 def pieces_of(server: JAXServer, prompt: Prompt) -> int:
     """In how many calls a prompt of this length is run, if nothing of it is there."""
-    real = Device.prefill
-    with mock.patch.object(Device, "prefill", autospec=True, side_effect=real) as seen:
+    real, name = Device.prefill_orders, "prefill_orders"
+    with mock.patch.object(Device, name, autospec=True, side_effect=real) as seen:
         answered(server, [prompt[::-1]])
     return seen.call_count
 

@@ -80,6 +80,8 @@ class EngineConfig:
 
     Attributes:
         slots: Requests decoded together.
+        lanes: Groups of so many slots, each with a cache of its own, whose steps run at
+            the same time: those of one alone leave cores idle (CPU).
         row_parts: Devices over which the slots are split, `dp` times `fsdp`. Where they
             are, a decode step runs all of them: each device has its own slots, and
             fewer slots would leave devices idle.
@@ -111,6 +113,7 @@ class EngineConfig:
 
     slots: int
     max_len: int
+    lanes: int = 1
     prefill_rows: int = 1
     max_stream_tokens: int = 32
     chunk: int | None = None
@@ -148,6 +151,11 @@ class EngineConfig:
         if self.prefill_rows * MIN_CALL_TOKENS > MAX_CALL_TOKENS:
             allowed = f"at most {MAX_CALL_TOKENS // MIN_CALL_TOKENS}"
             raise InvalidConfig("batch_size", str(self.prefill_rows), allowed)
+
+    @property
+    def all_slots(self) -> int:
+        """Requests that run at the same time, in all lanes."""
+        return self.lanes * self.slots
 
     @property
     def prefill_lengths(self) -> tuple[int, ...]:

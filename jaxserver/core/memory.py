@@ -49,14 +49,14 @@ def plan_memory(
         model=model,
         num_parameters=sum(math.prod(s.shape) for s in specs if not s.is_derived),
         num_devices=mesh.size,
-        slots=engine.slots,
+        slots=engine.all_slots,
         max_length=engine.max_len,
         dtype=dtype,
         weights_bytes_per_device=sum(
             count * jax.numpy.dtype(spec.dtype or dtype).itemsize
             for spec, count in zip(specs, counts, strict=True)
         ),
-        cache_bytes_per_device=_cache_bytes(fns, engine.num_pages, mesh),
+        cache_bytes_per_device=engine.lanes * _cache_bytes(fns, engine.num_pages, mesh),
         working_bytes_per_device=_widened_bytes(specs, counts, dtype, computed)
         + _gathered_bytes(specs, fns, mesh, dtype),
         replicated=tuple(

@@ -1,12 +1,13 @@
 """What the engine does next, decided from plain values alone.
 
 `plan` looks at a state and says one dispatch; `absorb` tells the state what came of it.
-With whole-row pages a slot is a page of the pool, and the row of the same number.
+A state is one lane's, with all who wait for any of them. With whole-row pages a slot is
+a page of the pool, and the row of the same number.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxserver.core.chunks import (
     chunk_seconds,
@@ -125,17 +126,18 @@ def lose(
     return dataclasses.replace(state, cache=cache, waiting=waiting, running=()), over
 
 
-def expired(state: SchedulerState, now: float) -> tuple[int, ...]:
-    """Requests whose deadline has passed."""
+def expired(requests: Iterable[QueuedRequest], now: float) -> tuple[int, ...]:
+    """Those whose deadline has passed."""
     return tuple(
-        r.request_id
-        for r in state.requests
-        if r.deadline is not None and r.deadline <= now
+        r.request_id for r in requests if r.deadline is not None and r.deadline <= now
     )
 
 
 def plan(
-    state: SchedulerState, engine: EngineConfig, now: float
+    state: SchedulerState,
+    engine: EngineConfig,
+    now: float,
+    others: Sequence[SchedulerState] = (),
 ) -> tuple[Plan | None, SchedulerState]:
     """Admits who fits, then picks one dispatch; None when there is nothing to do.
 
@@ -143,10 +145,16 @@ def plan(
     stops running answers nor the answers keep a prompt waiting. Then only one token is
     decoded at a time: the more answers run, the less a token costs. The last chunk of a
     prompt needs no turn of its own where it and the one before it are short enough.
+
+    Args:
+        state: A lane, with all who wait.
+        engine: The sizes.
+        now: The time.
+        others: The lanes beside it, which may take who waits instead.
     """
     can_decode = any(r.is_decoding for r in state.running)
     # What a seat was promised is there as long as nothing runs before its prefill.
-    seated = admit(state, engine, now)
+    seated = admit(state, engine, now, others)
     has_prompt = not all(r.is_decoding for r in seated.running)
     prefill = _plan_prefill(seated, engine)
     if prefill is not None:

@@ -2,23 +2,33 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.lane_choice import goes_elsewhere, shared_prefix
 from jaxserver.core.page_cache import PageCache
 from jaxserver.core.prefix_tree import Tokens, common_length
 from jaxserver.core.schedule import QueuedRequest, RunningRequest, SchedulerState
 
 
-def admit(state: SchedulerState, engine: EngineConfig, now: float) -> SchedulerState:
+def admit(
+    state: SchedulerState,
+    engine: EngineConfig,
+    now: float,
+    others: Sequence[SchedulerState] = (),
+) -> SchedulerState:
     """Gives slots to as many as can be prefilled in the next dispatch, in order.
 
-    Who comes first does not go past who is before him, so that everybody gets there.
+    Who comes first does not go past who is before him, so that everybody gets there;
+    nor does anybody while he is about to get a slot of one of the other lanes.
     """
     while state.waiting:
         unfinished = sum(not r.is_decoding for r in state.running)
         first = min(state.waiting, key=lambda r: _rank(r, engine, now))
         is_full = len(state.running) == engine.slots
         if is_full or first.unread or unfinished == engine.prefill_rows:
+            break
+        if goes_elsewhere(first, state, others, engine):
             break
         seated = _seat(state, engine, first)
         if seated is None:
@@ -37,9 +47,7 @@ def _seat(
     state: SchedulerState, engine: EngineConfig, request: QueuedRequest
 ) -> SchedulerState | None:
     """Admits one request; None where it has to wait for pages."""
-    # The last token is run in any case: its logits choose the first of the answer.
-    is_shared = engine.shares_prefixes and not request.scored
-    prefix = request.tokens[:-1] if is_shared else ()
+    prefix = shared_prefix(request, engine)
     if _comes_in_a_moment(state, engine, prefix):
         return None
     length = min(len(request.tokens) + engine.max_stream_tokens, request.limit)

@@ -4,14 +4,13 @@ import contextlib
 import json
 import socket
 import threading
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from jaxserver import JAXServer
-from jaxserver.adapters.engine.dispatch import Dispatch
-from jaxserver.core.schedule import DecodePlan, PrefillPlan
 from tests.engines import Records
 from tests.waiting import eventually
 
@@ -64,9 +63,9 @@ class Watch:
     def dispatches(self) -> int:
         return self._loop.stats.dispatches
 
-    def _dispatch_alone(self, plan: PrefillPlan | DecodePlan) -> Dispatch:
+    def _dispatch_alone(self, *what: Any) -> None:
         with self._one_by_one:
-            return self._dispatch(plan)
+            self._dispatch(*what)
 
     def _note_and_cancel(self, request_id: int) -> None:
         with self._one_by_one:  # or dispatches might come between the two

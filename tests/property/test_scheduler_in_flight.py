@@ -1,11 +1,13 @@
 """The scheduler one dispatch ahead of what it knows, as the engine runs it.
 
-A device that is simulated takes every dispatch at once and in order; its outcomes are
-read later, when the requests in them may have been cancelled and their slots reused.
+Each lane has a simulated device, which takes every dispatch at once and in order; its
+outcomes are read later, when the requests in them may have been cancelled and their
+slots reused.
 """
 
 import collections
 import dataclasses
+from typing import TypeAlias
 
 import hypothesis
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from jaxserver.core import scheduler
+from jaxserver.core import lanes, scheduler
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.prefix_tree import ROOT
 from jaxserver.core.schedule import Outcome, Plan, QueuedRequest, SchedulerState
@@ -26,10 +28,12 @@ from tests.simulated import VOCAB, Asked, SimulatedDevice
 STEP_SECONDS = 0.05
 TOKENS = st.integers(0, VOCAB - 1)
 MAX_LEN = 48
+LANES = st.sampled_from([1, 1, 2, 3])
 
 whole_rows = st.builds(
     EngineConfig,
     slots=st.sampled_from([1, 4, 5]),
+    lanes=LANES,
     max_len=st.just(MAX_LEN),
     prefill_rows=st.sampled_from([1, 2, 3]),
     max_stream_tokens=st.sampled_from([1, 8]),
@@ -39,6 +43,7 @@ whole_rows = st.builds(
 few_pages = st.builds(
     EngineConfig,
     slots=st.sampled_from([1, 4, 5]),
+    lanes=LANES,
     max_len=st.just(MAX_LEN),
     prefill_rows=st.sampled_from([1, 2]),
     max_stream_tokens=st.sampled_from([1, 8]),
@@ -48,19 +53,23 @@ few_pages = st.builds(
 )
 
 
+InFlight: TypeAlias = collections.deque[tuple[Plan, Outcome]]
+
+
 class Ahead(RuleBasedStateMachine):
     """Requests come and go while one dispatch runs and another waits."""
 
     @initialize(engine=whole_rows | few_pages)
     def begin(self, engine: EngineConfig) -> None:
         self.engine = engine
-        self.state = scheduler.empty(engine)
+        self.lanes = lanes.empty(engine)
         self.asked: dict[int, Asked] = {}
         self.got: dict[int, tuple[int, ...]] = {}
         self.open: set[int] = set()
         self.admitted: list[int] = []
-        self.device = SimulatedDevice(engine, self.asked)
-        self.in_flight: collections.deque[tuple[Plan, Outcome]] = collections.deque()
+        self.each = range(engine.lanes)
+        self.devices = [SimulatedDevice(engine, self.asked) for _ in self.each]
+        self.in_flight: list[InFlight] = [collections.deque() for _ in self.each]
 
     def prompt(self, data: st.DataObject) -> tuple[int, ...]:
         """Often one that begins as another one, or as one and its answer."""
@@ -88,7 +97,7 @@ class Ahead(RuleBasedStateMachine):
                 limit=len(prompt) + size + data.draw(st.integers(0, room - size)),
                 streaming=streaming,
             )
-            self.state = scheduler.submit(self.state, queued)
+            self.lanes = lanes.submit(self.lanes, queued)
 
     @precondition(lambda self: bool(self.open))
     @rule(data=st.data())
@@ -96,37 +105,46 @@ class Ahead(RuleBasedStateMachine):
         request_id = data.draw(st.sampled_from(sorted(self.open)))
         self.open.remove(request_id)
         kept = {request_id: data.draw(st.integers(0, len(self.got[request_id])))}
-        self.state = scheduler.release(self.state, self.engine, [request_id], kept)
+        self.lanes = lanes.release(self.lanes, self.engine, [request_id], kept)
 
-    @precondition(lambda self: bool(self.state.running))
-    @rule()
-    def fail(self) -> None:
-        """A dispatch takes the cache and the slots with it."""
-        failed = [i for plan, _ in self.in_flight for i in plan.request_ids]
-        self.in_flight.clear()
-        self.device.pages.clear()
-        self.device.rows.clear()
-        self.state, given_up = scheduler.lose(self.state, self.engine, failed)
+    @precondition(lambda self: any(lane.running for lane in self.lanes.each))
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        """A dispatch takes its lane's cache and slots with it."""
+        lane = data.draw(st.sampled_from(self.each))
+        failed = [i for plan, _ in self.in_flight[lane] for i in plan.request_ids]
+        self.in_flight[lane].clear()
+        self.devices[lane].pages.clear()
+        self.devices[lane].rows.clear()
+        before = self.lanes.state(lane)
+        state, given_up = scheduler.lose(before, self.engine, failed)
+        self.lanes = self.lanes.after(lane, state)
         self.open -= set(given_up)
-        for request in self.state.requests:
+        for request in state.requests:
             self.got[request.request_id] = request.tokens[request.prompt_length :]
 
-    @rule(turns=st.integers(1, 6), seconds=st.floats(0.0009765625, 2, width=32))
-    def run(self, turns: int, seconds: float) -> None:
+    @rule(
+        data=st.data(),
+        turns=st.integers(1, 6),
+        seconds=st.floats(0.0009765625, 2, width=32),
+    )
+    def run(self, data: st.DataObject, turns: int, seconds: float) -> None:
+        """One lane does something; the others may be in the middle of theirs."""
         for _ in range(turns):
-            self.turn(seconds)
+            self.turn(data.draw(st.sampled_from(self.each)), seconds)
 
-    def turn(self, seconds: float) -> bool:
+    def turn(self, lane: int, seconds: float) -> bool:
         """As the engine's loop: dispatch, then read all but the newest outcome."""
-        plan, self.state = scheduler.plan(self.state, self.engine, 0.0)
+        plan, self.lanes = lanes.plan(self.lanes, lane, self.engine, 0.0)
+        in_flight = self.in_flight[lane]
         if plan is not None:
             assert set(plan.request_ids) <= self.open
-            self.in_flight.append((plan, self.device.run(plan, seconds)))
-        if len(self.in_flight) > 1 or (plan is None and self.in_flight):
-            self.read(*self.in_flight.popleft())
+            in_flight.append((plan, self.devices[lane].run(plan, seconds)))
+        if len(in_flight) > 1 or (plan is None and in_flight):
+            self.read(lane, *in_flight.popleft())
         return plan is not None
 
-    def read(self, plan: Plan, outcome: Outcome) -> None:
+    def read(self, lane: int, plan: Plan, outcome: Outcome) -> None:
         finished = outcome.finished & self.open
         for request_id, tokens in outcome.drawn.items():
             if request_id in self.open:
@@ -135,32 +153,37 @@ class Ahead(RuleBasedStateMachine):
             assert self.got[request_id] == self.asked[request_id].answer
         self.open -= finished
         outcome = outcome._replace(finished=finished)
-        self.state = scheduler.absorb(self.state, self.engine, plan, outcome)
+        state = scheduler.absorb(self.lanes.state(lane), self.engine, plan, outcome)
+        self.lanes = self.lanes.after(lane, state)
 
     @invariant()
     def who_is_not_finished_is_known(self) -> None:
-        known = [request.request_id for request in self.state.requests]
+        known = [request.request_id for request in self.lanes.requests]
         assert sorted(known) == sorted(self.open)
 
     @invariant()
     def a_running_request_has_a_slot_of_its_own(self) -> None:
-        slots = [r.slot for r in self.state.running]
-        assert len({*slots}) == len(slots) <= self.engine.slots
+        for lane in self.lanes.each:
+            slots = [r.slot for r in lane.running]
+            assert len({*slots}) == len(slots) <= self.engine.slots
 
     @invariant()
     def every_reference_is_a_rows_or_the_trees(self) -> None:
-        check_references(self.state)
+        for lane in self.lanes.each:
+            check_references(lane)
 
     def teardown(self) -> None:
         """Everybody is served whole, in a number of turns that the work explains."""
         work = sum(len(r.whole) + 2 for r in self.asked.values())
         for _ in range(4 * work + 8):
-            if not self.turn(STEP_SECONDS) and not self.in_flight:
+            has_run = [self.turn(lane, STEP_SECONDS) for lane in self.each]
+            if not any(has_run) and not any(self.in_flight):
                 break
         assert not self.open
-        assert not self.in_flight
-        assert not self.state.running
-        check_references(self.state)
+        assert not any(self.in_flight)
+        for lane in self.lanes.each:
+            assert not lane.running
+            check_references(lane)
 
 
 def check_references(state: SchedulerState) -> None:

@@ -3,6 +3,7 @@
 from concurrent.futures import Future
 from typing import NamedTuple, TypeAlias
 
+from jaxserver.adapters.engine.dispatch import Dispatch
 from jaxserver.adapters.engine.requests import KeptPages, TokenRequest
 from jaxserver.core.prefix_tree import Tokens
 
@@ -36,8 +37,15 @@ class Bring(NamedTuple):
     kept: KeptPages
 
 
+class Arrived(NamedTuple):
+    """The outcome of a dispatch is there, or what went wrong with it is."""
+
+    lane: int
+    dispatch: Dispatch
+
+
 class Stop(NamedTuple):
     pass
 
 
-Command: TypeAlias = Submit | Cancel | Look | Bring | Stop
+Command: TypeAlias = Submit | Cancel | Look | Bring | Arrived | Stop

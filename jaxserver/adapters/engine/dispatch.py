@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -41,11 +42,11 @@ class Dispatch:
 
     Attributes:
         plan: What was asked for.
-        outcome: Arrays that may not be there yet.
+        outcome: Arrays that may not be there yet, or an error in their place.
     """
 
     plan: Plan
-    outcome: steps.Outcome
+    outcome: Future[steps.Outcome]
     started_seconds: float
 
     @property
@@ -138,13 +139,13 @@ class Device:
             PrefillPlan((scored if time == engine.score_length else chunk,), time)
             for time in known.prefill
         ]
-        orders = [self._prefill_order(plan, someone) for plan in plans]
+        each = [self.prefill_orders(plan, someone) for plan in plans]
         for rows in known.decode:
-            block = decode_block(DecodePlan({0: 0}, rows, 1, {0: pages}), engine)
-            orders.append(Order("decode", rows, (block,)))
-        for order in orders:
+            block = DecodePlan({0: 0}, rows, 1, {0: pages})
+            each.append(self.decode_orders(block))
+        for orders in each:
             check()
-            self._order(order)
+            self.run(orders)
         jax.block_until_ready(self._state)
         self._give(Order("init", 0))
 
@@ -218,28 +219,29 @@ class Device:
             )
             self._state = run(self._state, np.int32(page), held)
 
-    def prefill(
-        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest], now: float
-    ) -> Dispatch:
-        """Starts a prefill; its outcome's rows are the plan's chunks."""
+    def prefill_orders(
+        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
+    ) -> tuple[Order, ...]:
+        """What to run for a prefill; its outcome's rows are the plan's chunks."""
+        orders = []
         for chunk in plan.chunks:
             if chunk.seat is not None and chunk.seat.held:
                 found = adoption(chunk, chunk.seat, self._engine)
-                self._give(Order("adopt", 0, (found,)))
-        outcome = self._order(self._prefill_order(plan, requests))
-        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
-
-    def _prefill_order(
-        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
-    ) -> Order:
+                orders.append(Order("adopt", 0, (found,)))
         inputs = prefill_chunk(plan, requests, self._engine, self._processors)
-        return Order("prefill", plan.time, (inputs,))
+        return (*orders, Order("prefill", plan.time, (inputs,)))
 
-    def decode(self, plan: DecodePlan, now: float) -> Dispatch:
-        """Starts a decode block; its outcome's rows are slots."""
+    def decode_orders(self, plan: DecodePlan) -> tuple[Order, ...]:
+        """What to run for a decode block; its outcome's rows are slots."""
         block = decode_block(plan, self._engine)
-        outcome = self._order(Order("decode", plan.rows, (block,)))
-        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+        return (Order("decode", plan.rows, (block,)),)
+
+    def run(self, orders: Sequence[Order]) -> steps.Outcome:
+        """Starts what was ordered; the outcome is the last one's."""
+        *first, last = orders
+        for order in first:
+            self._give(order)
+        return self._order(last)
 
 
 def _someone(engine: EngineConfig) -> TokenRequest:
@@ -272,8 +274,11 @@ def _page(some: HostArray, shape: tuple[int, ...], axes: tuple[int, ...]) -> Hos
 
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
-    """Waits for an outcome."""
-    outcome, known = dispatch.outcome, map(requests.get, dispatch.rows.values())
+    """Waits for an outcome, and raises what its step did."""
+    outcome, known = (
+        dispatch.outcome.result(),
+        map(requests.get, dispatch.rows.values()),
+    )
     if all(one is None or one.sampling.logprobs is None for one in known):
         outcome = outcome._replace(**_UNASKED)
     if not (isinstance(dispatch.plan, PrefillPlan) and dispatch.plan.is_scored):

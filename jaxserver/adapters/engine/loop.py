@@ -1,8 +1,7 @@
-"""The engine's thread: it alone owns the scheduler's state and the device's."""
+"""The engine's thread: it alone owns what the scheduler knows of each lane."""
 
-import collections
 import contextlib
-import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -11,6 +10,7 @@ from concurrent.futures import Future
 from typing import TypeAlias
 
 from jaxserver.adapters.engine.commands import (
+    Arrived,
     Bring,
     Cancel,
     Command,
@@ -25,17 +25,19 @@ from jaxserver.adapters.engine.dispatch import (
     Dispatch,
     read,
 )
+from jaxserver.adapters.engine.loop_stats import LoopStats
 from jaxserver.adapters.engine.requests import (
     NO_PAGES,
     KeptPages,
     TokenEvent,
     TokenRequest,
+    queued_request,
 )
-from jaxserver.core import scheduler
+from jaxserver.adapters.engine.worker import Worker
+from jaxserver.core import lanes, scheduler
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.prefix_tree import Tokens
-from jaxserver.core.schedule import DecodePlan, Outcome, Plan, QueuedRequest
-from jaxserver.core.seating import found, given
+from jaxserver.core.schedule import DecodePlan, Outcome, Plan
 from jaxserver.ports.errors import DeadlineExceeded, EngineFailed, JaxServerError
 from jaxserver.ports.types import FinishReason
 
@@ -43,31 +45,12 @@ LOGGER = logging.getLogger("jaxserver")
 OnEvents: TypeAlias = Callable[[Sequence[TokenEvent]], None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LoopStats:
-    """Counts that other threads may read at any time."""
-
-    dispatches: int = 0
-    failed_dispatches: int = 0
-    unsound_rows: int = 0
-    slots_in_use: int = 0
-    queue_length: int = 0
-    queued_tokens: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    pages_total: int = 0
-    pages_used: int = 0
-    pages_cached: int = 0
-
-
 class EngineLoop:
-    """Runs requests of token ids, many at a time, on one thread."""
+    """Runs requests of token ids, many at a time; one thread decides all of it."""
 
     def __init__(
         self,
-        device: Device,
+        devices: Sequence[Device],
         engine: EngineConfig,
         on_events: OnEvents,
         clock: Callable[[], float],
@@ -76,14 +59,15 @@ class EngineLoop:
         """Prepares the thread; `start` lets it run.
 
         Args:
-            device: What the steps run on.
-            engine: The sizes.
+            devices: What the steps of each lane run on.
+            engine: The sizes of a lane.
             on_events: Called on the thread once a dispatch; must not block.
             clock: Seconds from any origin.
-            watchdog_seconds: The longest that a turn may take.
+            watchdog_seconds: The longest that a turn, or a dispatch, may take.
         """
         self.stats = LoopStats()
-        self._device = device
+        self._workers = [Worker(device) for device in devices]
+        self._lanes = lanes.empty(engine)
         self._engine = engine
         self._on_events = on_events
         self._clock = clock
@@ -92,9 +76,7 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._requests: dict[int, TokenRequest] = {}
         self._num_sent: dict[int, int] = {}
-        self._state = scheduler.empty(engine)
-        self._in_flight: collections.deque[Dispatch] = collections.deque()
-        self._last_read_seconds = 0.0
+        self._has_planned = False
         self._is_stopped = False
         self._is_closed = False
         self._submitting = threading.Lock()
@@ -104,7 +86,14 @@ class EngineLoop:
         )
 
     def start(self) -> None:
+        for lane, worker in enumerate(self._workers):
+            worker.start(functools.partial(self._arrived, lane))
         self._thread.start()
+
+    @property
+    def _device(self) -> Device:
+        """Of the first lane, for what is the same for all."""
+        return self._workers[0].device
 
     def is_alive(self) -> bool:
         is_running = self.is_running() and not self._is_closed
@@ -115,9 +104,10 @@ class EngineLoop:
         return self._thread.is_alive()
 
     def is_hanging(self) -> bool:
-        """Has its present turn, a dispatch or a reading, taken too long."""
-        began = self._turn_began
-        return began is not None and self._clock() - began > self._watchdog_seconds
+        """Has its present turn, or what a lane is at, taken too long."""
+        begun = [self._turn_began, *(worker.began_seconds for worker in self._workers)]
+        now = self._clock()
+        return any(x is not None and now - x > self._watchdog_seconds for x in begun)
 
     def submit(self, request: TokenRequest) -> None:
         """Queues the request, which fails at once where the thread has ended."""
@@ -137,6 +127,9 @@ class EngineLoop:
             kept: How many tokens of its answer count; None for all there are.
         """
         self._commands.put(Cancel(request_id, kept))
+
+    def _arrived(self, lane: int, dispatch: Dispatch) -> None:
+        self._commands.put(Arrived(lane, dispatch))
 
     def look(self, tokens: Tokens) -> KeptPages:
         """Waits for what the cache holds of a beginning of some tokens.
@@ -177,7 +170,7 @@ class EngineLoop:
         try:
             while not self._is_stopped:
                 self._turn()
-            self._device.orders.dismiss()
+            self._workers[0].call(self._device.orders.dismiss)
             reason = "the engine was stopped"
         except Exception:
             LOGGER.exception("the engine's thread has failed")
@@ -185,26 +178,33 @@ class EngineLoop:
             with self._submitting:
                 self._is_closed = True
             self._turn_began = None
+            for worker in self._workers:
+                worker.forget()
             self._fail(list(self._requests), lambda: EngineFailed(reason))
             self._refuse_commands(reason)
+            for worker in self._workers:
+                worker.stop()
 
     def _turn(self) -> None:
-        """Takes commands, keeps one dispatch ahead, reads the oldest outcome."""
-        is_busy = self._state.waiting or self._state.running or self._in_flight
-        self._take_commands(wait=not is_busy)
+        """Takes commands, and keeps every lane one dispatch ahead."""
+        self._take_commands(wait=not self._has_planned)
         now = self._clock()
-        for request_id in scheduler.expired(self._state, now):
+        for request_id in scheduler.expired(self._lanes.requests, now):
             self._fail([request_id], DeadlineExceeded)
-        plan, self._state = scheduler.plan(self._state, self._engine, now)
+        workers = enumerate(self._workers)
+        planned = [self._plan(n, now) for n, worker in workers if worker.has_room]
+        self._has_planned = any(planned)
+
+    def _plan(self, lane: int, now: float) -> bool:
+        """Gives a lane something to do; whether there was anything."""
+        plan, self._lanes = lanes.plan(self._lanes, lane, self._engine, now)
+        if plan is None:
+            return False
         try:
-            if plan is not None:
-                self._in_flight.append(self._dispatch(plan))
-            if len(self._in_flight) > 1 or (plan is None and self._in_flight):
-                self._read(self._in_flight[0])
-                self._in_flight.popleft()
-        except Exception as error:  # whatever a dispatch raises
-            unread = [dispatch.plan for dispatch in self._in_flight]
-            self._recover(error, unread if plan is None else [*unread, plan])
+            self._dispatch(self._workers[lane], plan)
+        except Exception as error:  # whatever making what it is given raises
+            self._recover(lane, error, plan)
+        return True
 
     def _take_commands(self, *, wait: bool) -> None:
         """Applies what has come; where `wait`, until something has.
@@ -218,14 +218,15 @@ class EngineLoop:
                 while True:
                     self._apply(self._commands.get_nowait())
         elif wait:
-            self._device.orders.say_nothing()
+            self._workers[0].call(self._device.orders.say_nothing)
         self._count()
 
     def _next_command(self, *, wait: bool) -> Command | None:
         """The oldest command; a turn ends here, and the next one begins."""
         self._turn_began = None
         try:
-            timeout = self._device.orders.idle_seconds
+            is_idle = not any(worker.in_flight for worker in self._workers)
+            timeout = self._device.orders.idle_seconds if is_idle else None
             return self._commands.get(block=wait, timeout=timeout)
         except queue.Empty:
             return None
@@ -236,6 +237,8 @@ class EngineLoop:
         match command:
             case Stop():
                 self._is_stopped = True
+            case Arrived():
+                self._arrive(command)
             case Cancel():
                 self._cancel(command)
             case Look():
@@ -250,45 +253,39 @@ class EngineLoop:
         # Where a token's bits depend on how it was run, all of them are run again.
         known = request.drawn if self._engine.chunk is None else ()
         if known:  # it may share pages with whom it comes from
-            *_, self._state = found(self._state, self._engine, ())
+            _, self._lanes = lanes.find(self._lanes, self._engine, ())
         self._num_sent[request.request_id] = len(request.drawn)
-        queued = QueuedRequest(
-            request_id=request.request_id,
-            tokens=request.prompt + known,
-            limit=request.limit,
-            streaming=request.streaming,
-            priority=request.priority,
-            queued_seconds=self._clock(),
-            deadline=request.deadline,
-            num_drawn=len(known),
-            scored=request.scored,
-        )
-        self._state = scheduler.submit(self._state, queued)
+        queued = queued_request(request, known, self._clock())
+        self._lanes = lanes.submit(self._lanes, queued)
 
     def _look(self, command: Look) -> None:
-        pages, length, self._state = found(self._state, self._engine, command.tokens)
+        found, self._lanes = lanes.find(self._lanes, self._engine, command.tokens)
+        worker = self._workers[found.lane]
         try:
-            command.reply.set_result(self._device.take(pages, length))
+            kept = worker.call(lambda: worker.device.take(found.pages, found.length))
+            command.reply.set_result(kept)
         except Exception as error:  # whoever asked has to hear of it
             command.reply.set_exception(error)
 
     def _bring(self, command: Bring) -> None:
         tokens = command.tokens[: command.kept.length]
-        room = given(self._state, self._engine, tokens)
-        if room is not None:
-            pages, self._state = room
-            try:
-                self._device.put(pages, command.kept)
-            except Exception as error:  # whatever a dispatch raises
-                self._recover(error, ())
+        room = lanes.give(self._lanes, self._engine, tokens)
+        if room is None:
+            return
+        found, self._lanes = room
+        worker = self._workers[found.lane]
+        try:
+            worker.call(lambda: worker.device.put(found.pages, command.kept))
+        except Exception as error:  # whatever a dispatch raises
+            self._recover(found.lane, error)
 
     def _cancel(self, command: Cancel) -> None:
         request_id, kept = command
         if self._forget(request_id) is None:
             return
         counted = {} if kept is None else {request_id: kept}
-        state = self._state
-        self._state = scheduler.release(state, self._engine, [request_id], counted)
+        known = self._lanes
+        self._lanes = lanes.release(known, self._engine, [request_id], counted)
         end = FinishReason.CANCELLED
         self._on_events([TokenEvent(request_id=request_id, end=end)])
 
@@ -296,25 +293,35 @@ class EngineLoop:
         self._num_sent.pop(request_id, None)
         return self._requests.pop(request_id, None)
 
-    def _dispatch(self, plan: Plan) -> Dispatch:
-        now = self._clock()
+    def _dispatch(self, worker: Worker, plan: Plan) -> None:
         self._count(dispatched=1)
         if isinstance(plan, DecodePlan):
-            return self._device.decode(plan, now)
+            orders = worker.device.decode_orders(plan)
+            worker.dispatch(plan, orders, self._clock())
+            return
         seated = {c.request_id: c.start for c in plan.chunks if c.seat is not None}
         self._on_events(
             [TokenEvent(request_id=i, admitted=held) for i, held in seated.items()]
         )
-        return self._device.prefill(plan, self._requests, now)
+        orders = worker.device.prefill_orders(plan, self._requests)
+        worker.dispatch(plan, orders, self._clock())
 
-    def _read(self, dispatch: Dispatch) -> None:
-        arrival = read(dispatch, self._requests)
+    def _arrive(self, command: Arrived) -> None:
+        """Reads what has come, unless it is of before a failure."""
+        lane, dispatch = command
+        in_flight = self._workers[lane].in_flight
+        if in_flight and in_flight[0] is dispatch:
+            try:
+                self._read(lane, dispatch)
+            except Exception as error:  # whatever a dispatch raises
+                self._recover(lane, error)
+
+    def _read(self, lane: int, dispatch: Dispatch) -> None:
+        arrival, before = read(dispatch, self._requests), self._lanes.state(lane)
+        seconds = self._workers[lane].read(self._clock())
         drawn = {event.request_id: event.token_ids for event in arrival.events}
-        num_drawn = {r.request_id: r.num_drawn for r in self._state.requests}
+        num_drawn = {r.request_id: r.num_drawn for r in before.requests}
         events = [self._new(e, num_drawn[e.request_id]) for e in arrival.events]
-        now = self._clock()
-        seconds = now - max(dispatch.started_seconds, self._last_read_seconds)
-        self._last_read_seconds = now
         finished = frozenset(e.request_id for e in events if e.end is not None)
         for request_id in finished:
             self._forget(request_id)
@@ -326,7 +333,8 @@ class EngineLoop:
             steps=arrival.steps if isinstance(plan, DecodePlan) else 0,
             seconds=seconds,
         )
-        self._state = scheduler.absorb(self._state, self._engine, plan, outcome)
+        state = scheduler.absorb(before, self._engine, plan, outcome)
+        self._lanes = self._lanes.after(lane, state)
         self._count(arrival=arrival)
         if events:
             self._on_events(events)
@@ -339,18 +347,29 @@ class EngineLoop:
         self._num_sent[request_id] = max(sent, num_drawn + len(event.token_ids))
         return event.without(skipped) if skipped else event
 
-    def _recover(self, error: Exception, plans: Sequence[Plan]) -> None:
+    def _recover(self, lane: int, error: Exception, plan: Plan | None = None) -> None:
         """A dispatch that fails has consumed the cache: what ran in it is lost.
 
         Those who have to hear of it hear last, when it is known whether the engine goes
         on.
+
+        Args:
+            lane: Whose cache.
+            error: What went wrong.
+            plan: One that has not been dispatched for it.
         """
         LOGGER.error("a step has failed", exc_info=error)
         self._count(failed=1)
+        worker = self._workers[lane]
+        plans = [dispatch.plan for dispatch in worker.in_flight]
+        if plan is not None:
+            plans.append(plan)
         failed = [request_id for plan in plans for request_id in plan.request_ids]
-        self._in_flight.clear()
-        self._device.reset()
-        self._state, given_up = scheduler.lose(self._state, self._engine, failed)
+        worker.forget()
+        worker.call(worker.device.reset)
+        before = self._lanes.state(lane)
+        state, given_up = scheduler.lose(before, self._engine, failed)
+        self._lanes = self._lanes.after(lane, state)
         reason = f"a step failed: {type(error).__name__}"
         self._fail(given_up, lambda: EngineFailed(reason))
 
@@ -358,7 +377,7 @@ class EngineLoop:
         self, request_ids: Sequence[int], make: Callable[[], JaxServerError]
     ) -> None:
         """Each reader gets an error of its own, since raising one writes into it."""
-        self._state = scheduler.release(self._state, self._engine, request_ids)
+        self._lanes = lanes.release(self._lanes, self._engine, request_ids)
         self._count()
         for request_id in request_ids:
             if self._forget(request_id) is not None:
@@ -378,19 +397,5 @@ class EngineLoop:
     def _count(
         self, *, dispatched: int = 0, failed: int = 0, arrival: Arrival = NOTHING
     ) -> None:
-        state, before = self._state, self.stats
-        self.stats = LoopStats(
-            dispatches=before.dispatches + dispatched,
-            failed_dispatches=before.failed_dispatches + failed,
-            unsound_rows=before.unsound_rows + len(arrival.unsound),
-            slots_in_use=len(state.running),
-            queue_length=len(state.waiting),
-            queued_tokens=sum(len(request.tokens) for request in state.waiting),
-            prefix_hits=state.num_hits,
-            preemptions=state.num_preempted,
-            drafted_tokens=before.drafted_tokens + arrival.drafted,
-            accepted_tokens=before.accepted_tokens + arrival.accepted,
-            pages_total=self._engine.num_pages,
-            pages_used=state.cache.num_used,
-            pages_cached=state.cache.tree.num_pages,
-        )
+        more = self.stats.after(dispatched=dispatched, failed=failed, arrival=arrival)
+        self.stats = more.of(self._lanes, self._engine)

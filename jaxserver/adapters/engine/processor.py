@@ -1,6 +1,7 @@
 """What the processor can do that XLA does not find out by itself."""
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -47,3 +48,10 @@ def byte_products(told: Path = _CPU_INFO) -> str | None:
         has = flags.group().split() if flags else ()
         return next((name for name in _INSTRUCTIONS if name in has), None)
     return None
+
+
+def num_cores() -> int:
+    """Processor cores the process may use; not every system can say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

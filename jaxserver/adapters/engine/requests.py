@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 
 from jaxserver.core.config import EngineConfig
+from jaxserver.core.prefix_tree import Tokens
+from jaxserver.core.schedule import QueuedRequest
 from jaxserver.ports.errors import JaxServerError
 from jaxserver.ports.model import ModelFns
 from jaxserver.ports.processors import Processors
@@ -144,3 +146,18 @@ class TokenEvent:
         return dataclasses.replace(
             self, token_ids=self.token_ids[count:], logprobs=rest
         )
+
+
+def queued_request(request: TokenRequest, known: Tokens, now: float) -> QueuedRequest:
+    """What the scheduler is told of one, some of whose answer is known."""
+    return QueuedRequest(
+        request_id=request.request_id,
+        tokens=request.prompt + known,
+        limit=request.limit,
+        streaming=request.streaming,
+        priority=request.priority,
+        queued_seconds=now,
+        deadline=request.deadline,
+        num_drawn=len(known),
+        scored=request.scored,
+    )

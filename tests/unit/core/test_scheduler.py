@@ -331,5 +331,5 @@ def test_requests_whose_time_is_up_are_told() -> None:
     first, second = state.waiting
     late = dataclasses.replace(first, deadline=2.0)
     state = dataclasses.replace(state, waiting=(late, second))
-    assert scheduler.expired(state, 1.9) == ()
-    assert scheduler.expired(state, 2.0) == (0,)
+    assert scheduler.expired(state.requests, 1.9) == ()
+    assert scheduler.expired(state.requests, 2.0) == (0,)

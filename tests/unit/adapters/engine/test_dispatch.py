@@ -1,4 +1,5 @@
 import dataclasses
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from jaxserver.adapters.engine.dispatch import Device, Dispatch, read
 from jaxserver.adapters.engine.orders import NoOrders, Order
 from jaxserver.core.config import EngineConfig
-from jaxserver.core.schedule import DecodePlan, PrefillPlan
+from jaxserver.core.schedule import PrefillPlan
 from jaxserver.core.steps import Outcome
 from jaxserver.ports.types import SamplingParams
 from tests import engines
@@ -35,12 +36,12 @@ def test_what_somebody_asked_for_is_fetched_and_nothing_else(
     plan = PrefillPlan(
         tuple(chunk_of(requests[i], slot=i, span=(0, 2)) for i in range(2)), 24
     )
-    dispatch = device.prefill(plan, requests, 0.0)
     unread: Any = Unread()
-    outcome = dispatch.outcome._replace(scores=unread)
+    outcome = device.run(device.prefill_orders(plan, requests))._replace(scores=unread)
     if not wants:
         outcome = outcome._replace(logprobs=unread, top_ids=unread)
-    dispatch = dataclasses.replace(dispatch, outcome=outcome)
+    dispatch = Dispatch(plan=plan, outcome=Future(), started_seconds=0.0)
+    dispatch.outcome.set_result(outcome)
     events = {event.request_id: event for event in read(dispatch, requests).events}
     assert [len(events[i].token_ids) for i in range(2)] == [1, 1]
     assert (events[1].logprobs is not None) == is_there
@@ -48,37 +49,42 @@ def test_what_somebody_asked_for_is_fetched_and_nothing_else(
 
 
 def test_a_slot_that_nobody_wants_does_no_work() -> None:
-    done: list[Dispatch] = []
+    decodes: list[tuple[set[int], Outcome]] = []
+
+    def note(order: Order, outcome: Outcome) -> None:
+        if order.kind == "decode":
+            (block,) = order.inputs
+            decodes.append((set(np.flatnonzero(block.keep)), outcome))
 
     def prepare(device: engines.HookedDevice) -> None:
-        device.after_step = done.append
+        device.after_run = note
 
-    with engines.running(engines.Parts(prepare=prepare)) as engine:
-        with engine.generate(LONG) as left, engine.generate(LONG) as kept:
-            next(left)
-            next(kept)
-            left.cancel()
-            list(kept)
-        decodes = [
-            dispatch for dispatch in done if isinstance(dispatch.plan, DecodePlan)
-        ]
+    with (
+        engines.running(engines.Parts(prepare=prepare)) as engine,
+        engine.generate(LONG) as left,
+        engine.generate(LONG) as kept,
+    ):
+        next(left)
+        next(kept)
+        left.cancel()
+        list(kept)
 
-    without = [d for d in decodes if set(d.rows) == {1}]
+    without = [outcome for rows, outcome in decodes if rows == {1}]
     assert len(without) > 3
-    assert all(int(np.asarray(d.outcome.counts)[0]) == 0 for d in without)
+    assert all(int(np.asarray(outcome.counts)[0]) == 0 for outcome in without)
 
 
 class Recorded(Device):
     """Remembers what it ran, and how many decode steps or prefills that were."""
 
     def __init__(self, sizes: EngineConfig) -> None:
-        self.run: list[tuple[str, int, int]] = []
+        self.has_run: list[tuple[str, int, int]] = []
         executables, params = engines.compiled(sizes), engines.model().params
         super().__init__(executables, params, sizes, NoOrders())
 
     def _run(self, order: Order) -> Outcome:
         outcome = super()._run(order)
-        self.run.append((order.kind, order.size, int(outcome.steps)))
+        self.has_run.append((order.kind, order.size, int(outcome.steps)))
         return outcome
 
 
@@ -91,5 +97,5 @@ def test_every_step_of_the_model_is_run_once_before_anybody_asks() -> None:
     known = engines.compiled(engines.WIDE).steps
     expected = [("decode", rows, 1) for rows in known.decode]
     expected += [("prefill", time, 1) for time in known.prefill]
-    assert sorted(device.run) == sorted(expected)
+    assert sorted(device.has_run) == sorted(expected)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(device._state), empty)

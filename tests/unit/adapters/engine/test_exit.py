@@ -10,7 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxserver.adapters.engine.dispatch import Device, Dispatch
+from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop
 from jaxserver.adapters.engine.orders import NoOrders
 from jaxserver.adapters.engine.requests import Limits
@@ -30,26 +30,25 @@ class Endless(Device):
     def __init__(self):
         self.orders = NoOrders()
 
-    def _step(self, plan, now):
+    def run(self, orders):
         BUSY(MATRIX).block_until_ready()
         ids, floats = np.full((4, 1), 97, np.int32), np.zeros((4, 1), np.float32)
-        outcome = Outcome(
+        return Outcome(
             tokens=ids, counts=np.ones(4, np.int32), ends=np.zeros(4, np.int32),
             steps=np.int32(1), logprobs=floats, top_ids=ids, top_logprobs=floats,
             sound=np.ones(4, np.bool_), drafted=np.zeros(4, np.int32),
             accepted=np.zeros(4, np.int32),
         )
-        return Dispatch(plan=plan, outcome=outcome, started_seconds=now)
 
-    def prefill(self, plan, requests, now):
-        return self._step(plan, now)
+    def prefill_orders(self, plan, requests):
+        return ()
 
-    def decode(self, plan, now):
-        return self._step(plan, now)
+    def decode_orders(self, plan):
+        return ()
 
 shell = Shell(Listeners(()), time.monotonic, lambda: 1, known())
 engine = TextEngine(ByteTokenizer(), ServerConfig(), 4, Limits(4096), shell)
-engine.start(lambda on: EngineLoop(Endless(), SIZES, on, time.monotonic, 300.0))
+engine.start(lambda on: EngineLoop([Endless()], SIZES, on, time.monotonic, 300.0))
 streams = [engine.generate(GenerationRequest(prompt="a")) for _ in range(6)]
 print(next(streams[0]).text)
 """

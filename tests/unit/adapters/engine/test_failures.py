@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from jaxserver.adapters.engine.dispatch import Dispatch
+from jaxserver.adapters.engine.orders import Order
 from jaxserver.core import scheduler
-from jaxserver.core.schedule import DecodePlan
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.generator import Stream
 from jaxserver.ports.telemetry import RequestRecord
@@ -105,16 +104,15 @@ def test_requests_that_wait_survive_steps_that_fail() -> None:
 
 
 def test_an_outcome_that_cannot_be_read_is_a_failed_step() -> None:
-    spoilt: list[Dispatch] = []
+    spoilt: list[Any] = []
 
-    def spoil(dispatch: Dispatch) -> None:
-        if isinstance(dispatch.plan, DecodePlan) and not spoilt:
-            spoilt.append(dispatch)
-            outcome: Any = dispatch.outcome
+    def spoil(order: Order, outcome: Any) -> None:
+        if order.kind == "decode" and not spoilt:
+            spoilt.append(outcome)
             outcome.tokens.delete()
 
     def prepare(device: engines.HookedDevice) -> None:
-        device.after_step = spoil
+        device.after_run = spoil
 
     with engines.running(engines.Parts(prepare=prepare)) as engine:
         assert ids_of(engine.generate(request())) == expected()

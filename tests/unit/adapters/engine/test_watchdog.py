@@ -108,12 +108,18 @@ def test_a_step_may_take_as_long_as_is_allowed() -> None:
         assert engine.is_alive()
 
 
+def rests(engine: TextEngine) -> bool:
+    loop = engine.loop
+    begun = [loop._turn_began, *(worker.began_seconds for worker in loop._workers)]
+    return begun == [None, None]
+
+
 def test_an_engine_without_work_never_hangs() -> None:
     with standing() as (engine, gate, clock):
         gate.open()
         for _ in range(3):
             assert len(ids_of(engine.generate(request()))) == 60
-            assert eventually(lambda: engine.loop._turn_began is None)
+            assert eventually(lambda: rests(engine))
             clock.now += 10 * LIMIT_SECONDS
             assert engine.is_alive()
 
