@@ -109,7 +109,10 @@ def building(model: str, slots: int) -> Iterator[str]:
         for size in each:
             compiled.get(kind, size)
     yield "executables: the others"
-    device = Device(compiled, loaded.params, loaded.engine, NoOrders())
+    engine = loaded.engine
+    device, *_ = (
+        Device(compiled, loaded.params, engine, NoOrders()) for _ in range(engine.lanes)
+    )
     yield f"cache ({loaded.plan.cache_bytes_per_device / MIB:.1f}) and slots"
     device.warm_up()
     yield "what their first runs make"

@@ -35,6 +35,9 @@ WIDE = EngineConfig(slots=16, max_len=MAX_LEN, max_stream_tokens=32)
 NARROW = EngineConfig(slots=4, prefill_rows=4, max_len=MAX_LEN, max_stream_tokens=8)
 """Cuts its prompts into pieces of 64 tokens; answers in many short blocks."""
 
+PAIR = dataclasses.replace(NARROW, lanes=2)
+"""Two lanes of the same, which run side by side."""
+
 SINGLE = dataclasses.replace(NARROW, max_stream_tokens=1)
 
 
@@ -52,6 +55,8 @@ def steps_of(engine: EngineConfig) -> Steps:
 @functools.cache
 def compiled(engine: EngineConfig) -> CompiledSteps:
     """Every executable of a configuration; `SINGLE` has most of them from `NARROW`."""
+    if engine.lanes > 1:
+        return compiled(dataclasses.replace(engine, lanes=1))
     steps = steps_of(engine)
     if engine == SINGLE:
         shared = compiled(NARROW)

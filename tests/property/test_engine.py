@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.text import TextEngine
-from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import build_steps
 from jaxserver.ports.types import (
     MAX_SEED,
@@ -104,7 +103,7 @@ class House(NamedTuple):
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    sizes = (engines.WIDE, engines.NARROW, engines.SINGLE)
+    sizes = (engines.WIDE, engines.PAIR, engines.SINGLE)
     with contextlib.ExitStack() as stack:
         parts = [engines.Parts(sizes=size) for size in sizes]
         yield House(*[stack.enter_context(engines.running(part)) for part in parts])
@@ -133,7 +132,8 @@ def test_a_queue_for_few_slots_changes_no_bit_of_an_answer(
 
 
 def test_in_int8_too_an_answer_in_company_is_the_answer_alone() -> None:
-    sizes = EngineConfig(slots=8, max_len=engines.MAX_LEN, max_stream_tokens=8)
+    few = dataclasses.replace(engines.NARROW, prefill_rows=1)
+    sizes = dataclasses.replace(few, lanes=2)
     tiny = tiny_model(TINY_BYTES, engines.MAX_LEN, kept="int8")
     lazy = CompiledSteps(build_steps(tiny.fns, tiny.params, sizes, tiny.mesh))
     parts = engines.Parts(sizes=sizes, executables=lazy, params=tiny.params)

@@ -139,13 +139,12 @@ class Device:
             PrefillPlan((scored if time == engine.score_length else chunk,), time)
             for time in known.prefill
         ]
-        each = [self.prefill_orders(plan, someone) for plan in plans]
+        orders = [self._prefill_order(plan, someone) for plan in plans]
         for rows in known.decode:
-            block = DecodePlan({0: 0}, rows, 1, {0: pages})
-            each.append(self.decode_orders(block))
-        for orders in each:
+            orders.append(self._decode_order(DecodePlan({0: 0}, rows, 1, {0: pages})))
+        for order in orders:
             check()
-            self.run(orders)
+            self._order(order)
         jax.block_until_ready(self._state)
         self._give(Order("init", 0))
 
@@ -228,13 +227,20 @@ class Device:
             if chunk.seat is not None and chunk.seat.held:
                 found = adoption(chunk, chunk.seat, self._engine)
                 orders.append(Order("adopt", 0, (found,)))
-        inputs = prefill_chunk(plan, requests, self._engine, self._processors)
-        return (*orders, Order("prefill", plan.time, (inputs,)))
+        return (*orders, self._prefill_order(plan, requests))
 
     def decode_orders(self, plan: DecodePlan) -> tuple[Order, ...]:
         """What to run for a decode block; its outcome's rows are slots."""
-        block = decode_block(plan, self._engine)
-        return (Order("decode", plan.rows, (block,)),)
+        return (self._decode_order(plan),)
+
+    def _prefill_order(
+        self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
+    ) -> Order:
+        inputs = prefill_chunk(plan, requests, self._engine, self._processors)
+        return Order("prefill", plan.time, (inputs,))
+
+    def _decode_order(self, plan: DecodePlan) -> Order:
+        return Order("decode", plan.rows, (decode_block(plan, self._engine),))
 
     def run(self, orders: Sequence[Order]) -> steps.Outcome:
         """Starts what was ordered; the outcome is the last one's."""

@@ -1,17 +1,20 @@
 import asyncio
 import dataclasses
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 
 from jaxserver.adapters.engine.orders import Order
 from jaxserver.core import scheduler
+from jaxserver.core.config import EngineConfig
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.generator import Stream
 from jaxserver.ports.telemetry import RequestRecord
 from jaxserver.ports.types import Chunk, FinishReason, SamplingParams
 from tests import engines
+from tests.engines import NARROW, PAIR
 from tests.fakes import ByteTokenizer
 from tests.unit.adapters.engine.answers import LONG, ids_of, request
 from tests.waiting import eventually
@@ -32,11 +35,26 @@ class Breaks:
                 raise RuntimeError("out of memory")
 
 
-def breaking(kind: str, *at: int) -> engines.Parts:
+def breaking(kind: str, *at: int, sizes: EngineConfig = NARROW) -> engines.Parts:
+    """One whose steps fail while they are made ready."""
+
     def prepare(device: engines.HookedDevice) -> None:
         device.before_step = Breaks(kind, *at)
 
-    return engines.Parts(prepare=prepare)
+    return engines.Parts(sizes=sizes, prepare=prepare)
+
+
+def breaking_in_run(kind: str, *at: int, sizes: EngineConfig = NARROW) -> engines.Parts:
+    """One whose steps fail when the device is to run them, on the lane's thread."""
+
+    def prepare(device: engines.HookedDevice) -> None:
+        breaks = Breaks(kind, *at)
+        device.before_run = lambda order: breaks(order.kind)
+
+    return engines.Parts(sizes=sizes, prepare=prepare)
+
+
+Fail: TypeAlias = Callable[..., engines.Parts]
 
 
 def fails(stream: Stream) -> bool:
@@ -52,18 +70,19 @@ def expected() -> tuple[int, ...]:
         return ids_of(engine.generate(request()))
 
 
+@pytest.mark.parametrize("fail", [breaking, breaking_in_run])
 @pytest.mark.parametrize(
     ("kind", "at"), [("prefill", 0), ("prefill", 2), ("decode", 0), ("decode", 4)]
 )
 def test_a_step_that_fails_is_made_again_and_no_answer_changes(
-    kind: str, at: int, caplog: pytest.LogCaptureFixture
+    kind: str, at: int, fail: Fail, caplog: pytest.LogCaptureFixture
 ) -> None:
     wish = dataclasses.replace(
         request(tuple(range(80))), sampling=SamplingParams(seed=3, logprobs=2)
     )
     with engines.running() as engine:
         whole = list(engine.generate(wish))
-    with engines.running(breaking(kind, at)) as engine:
+    with engines.running(fail(kind, at)) as engine:
         streams = [engine.generate(wish) for _ in range(3)]
 
         for chunks in [list(stream) for stream in streams]:
@@ -73,6 +92,25 @@ def test_a_step_that_fails_is_made_again_and_no_answer_changes(
             )
         assert engine.loop.stats.failed_dispatches == 1
         assert "RuntimeError: out of memory" in caplog.text
+
+
+def test_where_a_lane_fails_the_others_go_on() -> None:
+    with engines.running(engines.Parts(sizes=PAIR)) as engine:
+        wishes = [request(f"{letter}bc") for letter in "defghijk"]
+        whole = [ids_of(engine.generate(wish)) for wish in wishes]
+    lanes: list[engines.HookedDevice] = []
+
+    def prepare(device: engines.HookedDevice) -> None:
+        if lanes:
+            breaks = Breaks("decode", 3)
+            device.before_run = lambda order: breaks(order.kind)
+        lanes.append(device)
+
+    with engines.running(engines.Parts(sizes=PAIR, prepare=prepare)) as engine:
+        streams = [engine.generate(wish) for wish in wishes]
+        assert [ids_of(stream) for stream in streams] == whole
+        assert engine.loop.stats.failed_dispatches == 1
+    assert len(lanes) == PAIR.lanes
 
 
 def tokens_of(chunks: list[Chunk]) -> list[tuple[int, float]]:
