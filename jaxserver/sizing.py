@@ -67,18 +67,20 @@ def engine_config(config: ServerConfig, backend: Backend) -> EngineConfig:
 def _num_lanes(
     slots: int, platform: str, config: ServerConfig, backend: Backend
 ) -> int:
-    """Two of the same size where one processor does all, and few slots are enough.
+    """Two of the same size where one processor does all, if each has slots enough.
 
     A lane of fewer slots than a call has tokens would take as long as one of so many.
+    Pages smaller than a row belong to all slots.
     """
-    is_alone = platform == "cpu" and backend.place.mesh.size == 1
     fns = backend.fns
-    is_whole = fns.page_size >= fns.max_len and config.num_pages is None
-    is_parted = slots % LANES == 0 and slots // LANES >= MIN_CALL_TOKENS
+    is_alone = platform == "cpu" and backend.place.mesh.size == 1
     has_cores = num_cores() >= LANES
-    is_apart = is_alone and is_whole and has_cores
+    has_rows = fns.page_size >= fns.max_len and config.num_pages is None
+    has_slots = slots % LANES == 0 and slots // LANES >= MIN_CALL_TOKENS
     # Where bits depend on the rows of a step, these must not depend on the cores.
-    return LANES if is_apart and is_parted and fns.chunk is None else 1
+    is_free = fns.chunk is None
+    may = is_alone and has_cores and has_rows and has_slots and is_free
+    return LANES if may else 1
 
 
 def _guesses_are_free(backend: Backend, platform: str) -> bool:

@@ -12,15 +12,16 @@ class _Fit(NamedTuple):
     """How well a lane suits a request; less is better.
 
     Attributes:
-        missing: Tokens of what may be shared that are not in its cache, where those
-            that are there would take a prefill of their own.
+        chunks: Of the prompt, that its cache has not.
         crowd: Requests in its slots, or as many in the others where it is better to
             join them.
+        missing: Tokens of what may be shared that its cache has not.
         kept: Pages of its cache that somebody may come back to.
     """
 
-    missing: int
+    chunks: int
     crowd: int
+    missing: int
     kept: int
 
 
@@ -32,8 +33,8 @@ def goes_elsewhere(
 ) -> bool:
     """Whether another lane should take a request: it has room, and suits it better.
 
-    Where much of the prompt is in a lane's cache, the request waits for it to end what
-    it is prefilling.
+    One that is prefilling has room as well, where that ends before what its cache has
+    of the request could be made again.
 
     Args:
         request: Who waits.
@@ -41,14 +42,15 @@ def goes_elsewhere(
         others: The lanes beside it.
         engine: The sizes of each.
     """
-    lanes = (state, *others)
-    total = len(state.waiting) + sum(len(lane.running) for lane in lanes)
+    total = len(state.waiting) + sum(len(x.running) for x in (state, *others))
     own = _fit(request, state, engine, total)
     for other in others:
         fit = _fit(request, other, engine, total)
-        unfinished = sum(not r.is_decoding for r in other.running)
-        is_free = fit.missing < own.missing or unfinished < engine.prefill_rows
-        if len(other.running) < engine.slots and is_free and fit < own:
+        unfinished = [r for r in other.running if not r.is_decoding]
+        is_free = len(unfinished) < engine.prefill_rows
+        left = sum(r.wanted - r.prefilled for r in unfinished)
+        has_room = len(other.running) < engine.slots
+        if has_room and fit < own and (is_free or left < own.missing - fit.missing):
             return True
     return False
 
@@ -56,14 +58,14 @@ def goes_elsewhere(
 def _fit(
     request: QueuedRequest, lane: SchedulerState, engine: EngineConfig, total: int
 ) -> _Fit:
-    prefix = shared_prefix(request, engine)
-    found = lane.cache.tree.match(prefix).length
-    least, crowd = engine.prefill_lengths[0], len(lane.running)
+    prefix, crowd = shared_prefix(request, engine), len(lane.running)
+    missing = len(prefix) - lane.cache.tree.match(prefix).length
     # So few together take little more time than one of them.
     is_joined = total <= min(MIN_CALL_TOKENS, engine.slots)
     return _Fit(
-        missing=len(prefix) - (found if found >= least else 0),
+        chunks=-(-missing // engine.prefill_lengths[-1]),
         crowd=-crowd if is_joined else crowd,
+        missing=missing,
         kept=lane.cache.tree.num_pages,
     )
 

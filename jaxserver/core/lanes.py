@@ -99,10 +99,10 @@ def give(
 
     None where there is no room; see `seating.given`.
     """
-    kept = [lane.cache.tree.num_pages for lane in lanes.each]
-    lane = kept.index(min(kept))
-    given = seating.given(lanes.state(lane), engine, tokens)
-    if given is None:
-        return None
-    pages, state = given
-    return Found(lane, pages, len(tokens)), lanes.after(lane, state)
+    each = sorted(enumerate(lanes.each), key=lambda lane: lane[1].cache.tree.num_pages)
+    for lane, _ in each:
+        given = seating.given(lanes.state(lane), engine, tokens)
+        if given is not None:
+            pages, state = given
+            return Found(lane, pages, len(tokens)), lanes.after(lane, state)
+    return None

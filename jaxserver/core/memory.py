@@ -57,7 +57,8 @@ def plan_memory(
             for spec, count in zip(specs, counts, strict=True)
         ),
         cache_bytes_per_device=engine.lanes * _cache_bytes(fns, engine.num_pages, mesh),
-        working_bytes_per_device=_widened_bytes(specs, counts, dtype, computed)
+        working_bytes_per_device=engine.lanes
+        * _widened_bytes(specs, counts, dtype, computed)
         + _gathered_bytes(specs, fns, mesh, dtype),
         replicated=tuple(
             spec.path

@@ -88,7 +88,10 @@ def absorb(
 
 
 def lose(
-    state: SchedulerState, engine: EngineConfig, failed: Iterable[int]
+    state: SchedulerState,
+    engine: EngineConfig,
+    failed: Iterable[int],
+    lost: Iterable[int] = (),
 ) -> tuple[SchedulerState, tuple[int, ...]]:
     """Begins anew after a dispatch that failed and took the cache with it.
 
@@ -98,14 +101,20 @@ def lose(
     Args:
         state: What there was.
         engine: The sizes.
-        failed: Requests that were in the dispatch.
+        failed: Requests that have been tried in vain: that were in the dispatch.
+        lost: Requests in other dispatches whose outcomes nobody will read.
 
     Returns:
         The state, and the requests that have been tried often enough.
     """
     failed = frozenset(failed)
+    ran = {running.request.request_id for running in state.running}
+    mine = ran | failed | set(lost)
     anew = []
     for request in state.requests:
+        if request.unread and request.request_id not in mine:
+            anew.append(request)  # another lane's outcome is still to come
+            continue
         tokens = request.tokens
         if engine.chunk is not None:
             tokens = tokens[: request.prompt_length]

@@ -113,11 +113,13 @@ class Ahead(RuleBasedStateMachine):
         """A dispatch takes its lane's cache and slots with it."""
         lane = data.draw(st.sampled_from(self.each))
         failed = [i for plan, _ in self.in_flight[lane] for i in plan.request_ids]
+        tried = data.draw(st.booleans())
         self.in_flight[lane].clear()
         self.devices[lane].pages.clear()
         self.devices[lane].rows.clear()
         before = self.lanes.state(lane)
-        state, given_up = scheduler.lose(before, self.engine, failed)
+        tried_ids = failed if tried else ()
+        state, given_up = scheduler.lose(before, self.engine, tried_ids, failed)
         self.lanes = self.lanes.after(lane, state)
         self.open -= set(given_up)
         for request in state.requests:

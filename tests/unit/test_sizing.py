@@ -51,3 +51,32 @@ def test_guesses_cost_something_where_one_token_is_multiplied_alone(
 ) -> None:
     backend: Any = SimpleNamespace(kind=kind, kept=kept, kernels=kernels)
     assert sizing._guesses_are_free(backend, platform) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 2),
+        ({"slots": 16}, 2),
+        ({"slots": 6}, 1),
+        ({"slots": 9}, 1),
+        ({"platform": "gpu"}, 1),
+        ({"devices": 2}, 1),
+        ({"page_size": 64}, 1),
+        ({"num_pages": 8}, 1),
+        ({"chunk": 128}, 1),
+        ({"cores": 1}, 1),
+    ],
+)
+def test_a_processor_has_two_lanes_where_rows_are_independent_and_slots_enough(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], expected: int
+) -> None:
+    usual = dict(platform="cpu", devices=1, page_size=128, num_pages=None, chunk=None)
+    given = SimpleNamespace(**{**usual, "slots": 8, "cores": 2, **change})
+    monkeypatch.setattr(sizing, "num_cores", lambda: given.cores)
+    fns = SimpleNamespace(page_size=given.page_size, max_len=128, chunk=given.chunk)
+    place = SimpleNamespace(mesh=SimpleNamespace(size=given.devices))
+    backend: Any = SimpleNamespace(fns=fns, place=place)
+    config = ServerConfig(num_pages=given.num_pages)
+    found = sizing._num_lanes(given.slots, given.platform, config, backend)
+    assert found == expected

@@ -47,7 +47,6 @@ class Dispatch:
 
     plan: Plan
     outcome: Future[steps.Outcome]
-    started_seconds: float
 
     @property
     def rows(self) -> Mapping[int, int]:
@@ -281,10 +280,8 @@ def _page(some: HostArray, shape: tuple[int, ...], axes: tuple[int, ...]) -> Hos
 
 def read(dispatch: Dispatch, requests: Mapping[int, TokenRequest]) -> Arrival:
     """Waits for an outcome, and raises what its step did."""
-    outcome, known = (
-        dispatch.outcome.result(),
-        map(requests.get, dispatch.rows.values()),
-    )
+    outcome: Any = dispatch.outcome.result()
+    known = map(requests.get, dispatch.rows.values())
     if all(one is None or one.sampling.logprobs is None for one in known):
         outcome = outcome._replace(**_UNASKED)
     if not (isinstance(dispatch.plan, PrefillPlan) and dispatch.plan.is_scored):

@@ -179,15 +179,17 @@ class EngineLoop:
                 self._is_closed = True
             self._turn_began = None
             for worker in self._workers:
-                worker.forget()
+                worker.end()
             self._fail(list(self._requests), lambda: EngineFailed(reason))
             self._refuse_commands(reason)
             for worker in self._workers:
-                worker.stop()
+                worker.join()
 
     def _turn(self) -> None:
         """Takes commands, and keeps every lane one dispatch ahead."""
         self._take_commands(wait=not self._has_planned)
+        if self._is_stopped:
+            return
         now = self._clock()
         for request_id in scheduler.expired(self._lanes.requests, now):
             self._fail([request_id], DeadlineExceeded)
@@ -203,7 +205,8 @@ class EngineLoop:
         try:
             self._dispatch(self._workers[lane], plan)
         except Exception as error:  # whatever making what it is given raises
-            self._recover(lane, error, plan)
+            lost = [*self._workers[lane].request_ids, *plan.request_ids]
+            self._recover(lane, error, lost)
         return True
 
     def _take_commands(self, *, wait: bool) -> None:
@@ -277,7 +280,7 @@ class EngineLoop:
         try:
             worker.call(lambda: worker.device.put(found.pages, command.kept))
         except Exception as error:  # whatever a dispatch raises
-            self._recover(found.lane, error)
+            self._recover(found.lane, error, ())
 
     def _cancel(self, command: Cancel) -> None:
         request_id, kept = command
@@ -297,28 +300,27 @@ class EngineLoop:
         self._count(dispatched=1)
         if isinstance(plan, DecodePlan):
             orders = worker.device.decode_orders(plan)
-            worker.dispatch(plan, orders, self._clock())
-            return
-        seated = {c.request_id: c.start for c in plan.chunks if c.seat is not None}
-        self._on_events(
-            [TokenEvent(request_id=i, admitted=held) for i, held in seated.items()]
-        )
-        orders = worker.device.prefill_orders(plan, self._requests)
+        else:
+            seated = {c.request_id: c.start for c in plan.chunks if c.seat is not None}
+            self._on_events(
+                [TokenEvent(request_id=i, admitted=held) for i, held in seated.items()]
+            )
+            orders = worker.device.prefill_orders(plan, self._requests)
         worker.dispatch(plan, orders, self._clock())
 
     def _arrive(self, command: Arrived) -> None:
         """Reads what has come, unless it is of before a failure."""
         lane, dispatch = command
-        in_flight = self._workers[lane].in_flight
-        if in_flight and in_flight[0] is dispatch:
+        worker, now = self._workers[lane], self._clock()
+        if worker.in_flight and worker.in_flight[0] is dispatch:
             try:
-                self._read(lane, dispatch)
+                self._read(lane, dispatch, now - (worker.began_seconds or now))
+                worker.has_read(now)
             except Exception as error:  # whatever a dispatch raises
-                self._recover(lane, error)
+                self._recover(lane, error, worker.request_ids)
 
-    def _read(self, lane: int, dispatch: Dispatch) -> None:
+    def _read(self, lane: int, dispatch: Dispatch, seconds: float) -> None:
         arrival, before = read(dispatch, self._requests), self._lanes.state(lane)
-        seconds = self._workers[lane].read(self._clock())
         drawn = {event.request_id: event.token_ids for event in arrival.events}
         num_drawn = {r.request_id: r.num_drawn for r in before.requests}
         events = [self._new(e, num_drawn[e.request_id]) for e in arrival.events]
@@ -347,7 +349,7 @@ class EngineLoop:
         self._num_sent[request_id] = max(sent, num_drawn + len(event.token_ids))
         return event.without(skipped) if skipped else event
 
-    def _recover(self, lane: int, error: Exception, plan: Plan | None = None) -> None:
+    def _recover(self, lane: int, error: Exception, failed: Sequence[int]) -> None:
         """A dispatch that fails has consumed the cache: what ran in it is lost.
 
         Those who have to hear of it hear last, when it is known whether the engine goes
@@ -356,19 +358,16 @@ class EngineLoop:
         Args:
             lane: Whose cache.
             error: What went wrong.
-            plan: One that has not been dispatched for it.
+            failed: Requests that were tried.
         """
         LOGGER.error("a step has failed", exc_info=error)
         self._count(failed=1)
         worker = self._workers[lane]
-        plans = [dispatch.plan for dispatch in worker.in_flight]
-        if plan is not None:
-            plans.append(plan)
-        failed = [request_id for plan in plans for request_id in plan.request_ids]
+        lost = worker.request_ids
         worker.forget()
         worker.call(worker.device.reset)
         before = self._lanes.state(lane)
-        state, given_up = scheduler.lose(before, self._engine, failed)
+        state, given_up = scheduler.lose(before, self._engine, failed, lost)
         self._lanes = self._lanes.after(lane, state)
         reason = f"a step failed: {type(error).__name__}"
         self._fail(given_up, lambda: EngineFailed(reason))

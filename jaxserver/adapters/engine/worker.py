@@ -1,11 +1,12 @@
 """The threads that run the steps of one lane, and what they have been given."""
 
 import collections
+import functools
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 
@@ -13,7 +14,8 @@ from jaxserver.adapters.engine.dispatch import Device, Dispatch
 from jaxserver.adapters.engine.orders import Order
 from jaxserver.core.schedule import Plan
 
-Found = TypeVar("Found")
+Returned = TypeVar("Returned")
+Call: TypeAlias = tuple[Callable[[], Any], Future[Any]]
 OnArrival: TypeAlias = Callable[[Dispatch], None]
 AHEAD = 2
 """Dispatches under way at most: one is run, and the next is there when it ends."""
@@ -26,7 +28,7 @@ class Worker:
     has a thread that does so, and one that waits for what comes of them.
 
     Attributes:
-        device: Only the worker's threads call it, from `start` on.
+        device: Only the first of these threads runs anything on it.
         in_flight: What has not been read, the oldest first.
         began_seconds: When it has begun with the oldest, at the latest.
     """
@@ -36,7 +38,7 @@ class Worker:
         self.device = device
         self.in_flight: collections.deque[Dispatch] = collections.deque()
         self.began_seconds: float | None = None
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._started: queue.SimpleQueue[Dispatch | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -44,60 +46,65 @@ class Worker:
     def has_room(self) -> bool:
         return len(self.in_flight) < AHEAD
 
+    @property
+    def request_ids(self) -> tuple[int, ...]:
+        """Of what is in flight."""
+        return tuple(i for x in self.in_flight for i in x.plan.request_ids)
+
     def start(self, on_arrival: OnArrival) -> None:
         """Lets the threads run; `on_arrival` is called on one of them."""
-        for run, inputs in ((self._call, ()), (self._wait, (on_arrival,))):
-            thread = threading.Thread(
-                target=run, args=inputs, name="jaxserver-worker", daemon=True
-            )
+        for run in (self._call, functools.partial(self._wait, on_arrival)):
+            thread = threading.Thread(target=run, name="jaxserver-worker", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def stop(self) -> None:
-        """Ends the threads when all that was begun is done."""
+    def end(self) -> None:
+        """Lets the threads end when all that was begun is done."""
         self._calls.put(None)
+
+    def join(self) -> None:
+        """Waits until they have ended."""
         for thread in self._threads:
             thread.join()
+        self.forget()
 
     def dispatch(self, plan: Plan, orders: Sequence[Order], now: float) -> None:
         """Lets the device run what was ordered, after all that was before."""
         outcome = self._later(lambda: self.device.run(orders))
-        dispatch = Dispatch(plan=plan, outcome=outcome, started_seconds=now)
+        dispatch = Dispatch(plan=plan, outcome=outcome)
         if not self.in_flight:
             self.began_seconds = now
         self.in_flight.append(dispatch)
-        self._calls.put(lambda: self._started.put(dispatch))
+        self._later(lambda: self._started.put(dispatch))
 
-    def read(self, now: float) -> float:
-        """The oldest has been read; how long it has taken, in seconds."""
-        dispatch, began = self.in_flight.popleft(), self.began_seconds or 0.0
+    def has_read(self, now: float) -> None:
+        """The oldest of what is in flight is done."""
+        self.in_flight.popleft()
         self.began_seconds = now if self.in_flight else None
-        return now - max(dispatch.started_seconds, began)
 
     def forget(self) -> None:
         """Nobody reads what is in flight any more."""
         self.in_flight.clear()
         self.began_seconds = None
 
-    def call(self, run: Callable[[], Found]) -> Found:
+    def call(self, run: Callable[[], Returned]) -> Returned:
         """Waits until the device's thread has called something; raises what it did."""
         return self._later(run).result()
 
-    def _later(self, run: Callable[[], Found]) -> Future[Found]:
-        found: Future[Found] = Future()
-
-        def call() -> None:
-            try:
-                found.set_result(run())
-            except Exception as error:  # whoever asked hears of it
-                found.set_exception(error)
-
-        self._calls.put(call)
-        return found
+    def _later(self, run: Callable[[], Returned]) -> Future[Returned]:
+        returned: Future[Returned] = Future()
+        self._calls.put((run, returned))
+        return returned
 
     def _call(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            run, returned = call
+            try:
+                returned.set_result(run())
+            except Exception as error:  # whoever asked hears of it
+                returned.set_exception(error)
+            # The error knows this frame, and would keep itself and a state in memory.
+            del call, run, returned
         self._started.put(None)
 
     def _wait(self, on_arrival: OnArrival) -> None:

@@ -102,19 +102,56 @@ def test_it_does_not_wait_for_a_lane_that_is_full() -> None:
     assert house.running() == [[2], [1]]
 
 
-def test_a_prompt_that_is_being_read_keeps_only_those_who_share_one() -> None:
-    house = House()
+def reading(house: House, left: int) -> None:
+    """The second lane holds `LONG`, and reads a prompt of which so much is left."""
     house.come(LONG, size=100)
     while house.run(1) and house.lanes.each[1].running[0].stored < len(LONG):
         pass
-    house.come((*LONG[:50], *range(500, 690)), size=4)
+    chunk = ENGINE.prefill_lengths[-1]
+    house.come((*LONG[:50], *range(500, 500 + chunk + left)), size=2)
     assert house.plan(1) is not None
-    assert not house.lanes.each[1].running[1].is_decoding
+    (_, reader) = house.lanes.each[1].running
+    assert reader.wanted - reader.prefilled == left
+
+
+def test_a_lane_that_reads_a_prompt_is_waited_for_where_that_saves_more() -> None:
+    house = House()
+    reading(house, left=50)
     house.come((*LONG, 7))
     assert house.plan(0) is None
-    house.lanes = lanes.release(house.lanes, ENGINE, [2])
-    house.come(prompt(0))
+
+
+def test_it_is_not_waited_for_where_that_takes_longer_or_saves_nothing() -> None:
+    for left, wanted in ((101, (*LONG, 7)), (50, prompt(0))):
+        house = House(dataclasses.replace(ENGINE, max_len=512))
+        reading(house, left=left)
+        house.come(wanted)
+        assert house.plan(0) is not None
+
+
+def test_a_beginning_that_saves_no_chunk_crowds_nobody_into_a_lane() -> None:
+    house = House()
+    alike = [(*range(40), 1000 + nth, *range(9)) for nth in range(2 * ENGINE.slots)]
+    house.come(*alike)
+    while house.lanes.waiting:
+        for lane in range(2):
+            house.run(lane)
+        in_slots = [len(each) for each in house.running()]
+        assert abs(in_slots[0] - in_slots[1]) <= 1
+
+
+def test_what_fails_in_one_lane_leaves_alone_who_is_still_read_in_another() -> None:
+    house = House()
+    house.come(LONG)
     assert house.plan(0) is not None
+    (running,) = house.lanes.each[0].running
+    preempted = running.request
+    assert preempted.unread == 1
+    waiting = Lanes(lanes.empty(ENGINE).each, (preempted,))
+    state, _ = scheduler.lose(waiting.state(1), ENGINE, ())
+    assert state.waiting == (preempted,)
+    state, _ = scheduler.lose(waiting.state(0), ENGINE, (), [preempted.request_id])
+    assert [r.unread for r in state.waiting] == [0]
 
 
 def test_who_comes_to_idle_lanes_leaves_more_of_what_is_kept() -> None:

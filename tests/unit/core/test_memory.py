@@ -79,6 +79,27 @@ def test_the_plan_is_what_is_allocated(
     assert (plan.max_length, plan.dtype) == (MAX_LEN, dtype)
 
 
+def test_every_lane_has_its_own_cache_and_room_to_work_in() -> None:
+    mesh = make_mesh((1, 1, 1), ("dp", "fsdp", "mp"), jax.devices()[:1])
+    fns = transformer_fns(UNTIED, MAX_LEN)
+    specs = leaves(kept_as(param_specs(UNTIED), "bfloat16"))
+    one, two = (
+        plan_memory(
+            "tiny",
+            specs,
+            fns,
+            EngineConfig(slots=4, lanes=lanes, max_len=MAX_LEN),
+            (mesh, "bfloat16"),
+        )
+        for lanes in (1, 2)
+    )
+    assert one.working_bytes_per_device > 0
+    assert two.working_bytes_per_device == 2 * one.working_bytes_per_device
+    assert two.cache_bytes_per_device == 2 * one.cache_bytes_per_device
+    assert two.weights_bytes_per_device == one.weights_bytes_per_device
+    assert (one.slots, two.slots) == (4, 8)
+
+
 def test_the_plan_names_what_is_held_more_than_once() -> None:
     engine = EngineConfig(slots=4, max_len=MAX_LEN)
 

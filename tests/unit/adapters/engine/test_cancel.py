@@ -6,6 +6,7 @@ import pytest
 
 from jaxserver.adapters.engine.text import TextEngine
 from jaxserver.ports.config import ServerConfig
+from jaxserver.ports.errors import DeadlineExceeded
 from jaxserver.ports.types import FinishReason, GenerationRequest
 from tests import engines
 from tests.fakes import ByteTokenizer
@@ -74,6 +75,22 @@ def test_a_cancelled_request_leaves_the_queue_within_two_dispatches() -> None:
         assert engine.loop.stats.dispatches - before <= 2
         gate.open()
         assert {list(s)[-1].finish_reason for s in running} == {FinishReason.LENGTH}
+
+
+def test_who_waits_for_two_lanes_may_leave_or_be_late() -> None:
+    with engines.running(engines.Parts(sizes=engines.PAIR)) as engine:
+        running = [engine.generate(LONG) for _ in range(8)]
+        assert in_slots(engine, 8)
+        assert engine.loop.stats.pages_total == engine.loop.stats.pages_used == 8
+        left = engine.generate(LONG)
+        late = engine.generate(dataclasses.replace(LONG, deadline_seconds=0.001))
+        left.cancel()
+
+        assert [c.finish_reason for c in left] == [FinishReason.CANCELLED]
+        with pytest.raises(DeadlineExceeded):
+            list(late)
+        assert {len(ids_of(stream)) for stream in running} == {300}
+        assert in_slots(engine, 0)
 
 
 def test_a_freed_slot_goes_to_the_next_in_the_queue() -> None:

@@ -40,7 +40,7 @@ def test_what_somebody_asked_for_is_fetched_and_nothing_else(
     outcome = device.run(device.prefill_orders(plan, requests))._replace(scores=unread)
     if not wants:
         outcome = outcome._replace(logprobs=unread, top_ids=unread)
-    dispatch = Dispatch(plan=plan, outcome=Future(), started_seconds=0.0)
+    dispatch = Dispatch(plan=plan, outcome=Future())
     dispatch.outcome.set_result(outcome)
     events = {event.request_id: event for event in read(dispatch, requests).events}
     assert [len(events[i].token_ids) for i in range(2)] == [1, 1]

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -99,11 +100,13 @@ def test_where_a_lane_fails_the_others_go_on() -> None:
         wishes = [request(f"{letter}bc") for letter in "defghijk"]
         whole = [ids_of(engine.generate(wish)) for wish in wishes]
     lanes: list[engines.HookedDevice] = []
+    resets: list[int] = []
 
     def prepare(device: engines.HookedDevice) -> None:
         if lanes:
             breaks = Breaks("decode", 3)
             device.before_run = lambda order: breaks(order.kind)
+        device.before_reset = functools.partial(resets.append, len(lanes))
         lanes.append(device)
 
     with engines.running(engines.Parts(sizes=PAIR, prepare=prepare)) as engine:
@@ -111,6 +114,7 @@ def test_where_a_lane_fails_the_others_go_on() -> None:
         assert [ids_of(stream) for stream in streams] == whole
         assert engine.loop.stats.failed_dispatches == 1
     assert len(lanes) == PAIR.lanes
+    assert resets == [1]
 
 
 def tokens_of(chunks: list[Chunk]) -> list[tuple[int, float]]:

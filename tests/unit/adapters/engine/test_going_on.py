@@ -31,14 +31,14 @@ GRID = dataclasses.replace(engines.NARROW, prefix_cache=False)
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TextEngine]:
-    with engines.running() as running:
+    with engines.running(engines.Parts(sizes=engines.PAIR)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def other() -> Iterator[TextEngine]:
     """Has served nothing of what the first one has."""
-    with engines.running() as running:
+    with engines.running(engines.Parts(sizes=engines.PAIR)) as running:
         yield running
 
 

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from jaxserver.adapters.engine import text
+from jaxserver.adapters.engine.orders import Order
 from jaxserver.adapters.engine.text import TextEngine
+from jaxserver.core.config import EngineConfig
 from jaxserver.ports.config import ServerConfig
 from jaxserver.ports.errors import EngineFailed
 from jaxserver.ports.generator import Stream
@@ -75,6 +78,44 @@ def test_a_step_that_hangs_fails_every_open_stream_and_says_so(
         assert not engine.is_alive()
         with pytest.raises(EngineFailed, match="does not run any more"):
             engine.generate(request())
+
+
+@pytest.mark.parametrize("sizes", [engines.NARROW, engines.PAIR])
+def test_a_device_that_hangs_fails_every_open_stream(sizes: EngineConfig) -> None:
+    """The engine's thread goes on meanwhile, and so does the other lane, if any."""
+    clock, gate = Clock(), threading.Event()
+    devices: list[engines.HookedDevice] = []
+
+    def stand(order: Order) -> None:
+        gate.wait()
+
+    def prepare(device: engines.HookedDevice) -> None:
+        if not devices:
+            device.before_run = stand
+        devices.append(device)
+
+    parts = engines.Parts(
+        sizes=sizes,
+        clock=clock,
+        config=ServerConfig(watchdog_seconds=LIMIT_SECONDS),
+        prepare=prepare,
+    )
+    with engines.running(parts) as engine:
+        streams = [engine.generate(LONG) for _ in range(8)]
+        assert eventually(lambda: engine.loop._workers[0].began_seconds is not None)
+        assert engine.is_alive()
+        clock.now += LIMIT_SECONDS + 1
+
+        assert {failed(stream) for stream in streams} <= {
+            "a step has taken longer than 300 s",
+            "the engine was stopped",
+        }
+        assert not engine.is_alive()
+        began = time.monotonic()
+        assert not engine.close(0.0)
+        assert time.monotonic() - began < 5
+        gate.set()
+        assert eventually(lambda: not engine.loop.is_running())
 
 
 def test_it_is_not_alive_even_before_anybody_has_noticed(
