@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxserver import JAXServer, SamplingParams
+from jaxserver import JAXServer, SamplingParams, wiring
 from jaxserver.adapters.engine.host_arrays import prefill_chunk
 from jaxserver.adapters.engine.requests import TokenRequest
-from jaxserver.core.config import EngineConfig
 from jaxserver.core.schedule import Chunk, PrefillPlan
 from jaxserver.core.steps import Outcome
+from jaxserver.ports.progress import no_progress
 from tests.stepping import block_of
 
 pytestmark = pytest.mark.model
@@ -59,14 +59,15 @@ WAYS = {
 
 
 class Runner:
-    """Calls the compiled steps by hand."""
+    """Calls compiled steps by hand, of more slots than a lane of the server has."""
 
     def __init__(self, server: JAXServer) -> None:
         assert server._host.model is not None
-        assert server._host.compiled is not None
-        self.params = server._host.model.params
-        self.engine: EngineConfig = server._host.model.engine
-        self.get = server._host.compiled.get
+        sizes = dataclasses.replace(server._host.model.engine, slots=16, lanes=1)
+        model = server._host.model._replace(engine=sizes)
+        config = dataclasses.replace(server.config, pre_compile=False)
+        self.params, self.engine = model.params, sizes
+        self.get = wiring.compile_model(model, config, no_progress).get
         self.state: Any = self.get("init", 0)()
 
     def prefill(
