@@ -13,7 +13,7 @@ from jaxserver.adapters.engine.compiling import CompiledSteps
 from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import NoOrders, Order, Orders
-from jaxserver.adapters.engine.requests import Limits, TokenRequest
+from jaxserver.adapters.engine.requests import KeptPages, Limits, TokenRequest
 from jaxserver.adapters.engine.text import Shell, TextEngine
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.executables import Steps, build_steps
@@ -89,12 +89,14 @@ class HookedDevice(Device):
         before_run: Called with what is to be run, on the lane's thread.
         after_run: Called there with what the step will bring, too.
         before_reset: Called when the state is made anew.
+        before_take: Called when pages are read, on the lane's thread.
     """
 
     before_step: Callable[[str], None] = staticmethod(lambda kind: None)
     before_run: Callable[[Order], None] = staticmethod(lambda order: None)
     after_run: Callable[[Order, Outcome], None] = staticmethod(lambda *_: None)
     before_reset: Callable[[], None] = staticmethod(lambda: None)
+    before_take: Callable[[], None] = staticmethod(lambda: None)
 
     def prefill_orders(
         self, plan: PrefillPlan, requests: Mapping[int, TokenRequest]
@@ -111,6 +113,10 @@ class HookedDevice(Device):
         outcome = super().run(orders)
         self.after_run(orders[-1], outcome)
         return outcome
+
+    def take(self, pages: Sequence[int], length: int) -> KeptPages:
+        self.before_take()
+        return super().take(pages, length)
 
     def reset(self) -> None:
         self.before_reset()

@@ -263,12 +263,9 @@ class EngineLoop:
 
     def _look(self, command: Look) -> None:
         found, self._lanes = lanes.find(self._lanes, self._engine, command.tokens)
-        worker = self._workers[found.lane]
-        try:
-            kept = worker.call(lambda: worker.device.take(found.pages, found.length))
-            command.reply.set_result(kept)
-        except Exception as error:  # whoever asked has to hear of it
-            command.reply.set_exception(error)
+        device = self._workers[found.lane].device
+        take = functools.partial(device.take, found.pages, found.length)
+        self._workers[found.lane].let(take, command.reply)
 
     def _bring(self, command: Bring) -> None:
         tokens = command.tokens[: command.kept.length]

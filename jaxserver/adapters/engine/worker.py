@@ -91,9 +91,13 @@ class Worker:
         """Waits until the device's thread has called something; raises what it did."""
         return self._later(run).result()
 
+    def let(self, run: Callable[[], Returned], returned: Future[Returned]) -> None:
+        """Lets the device's thread call something, whose end the future hears of."""
+        self._calls.put((run, returned))
+
     def _later(self, run: Callable[[], Returned]) -> Future[Returned]:
         returned: Future[Returned] = Future()
-        self._calls.put((run, returned))
+        self.let(run, returned)
         return returned
 
     def _call(self) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jaxserver.core.config import EngineConfig
 from jaxserver.ports.errors import BrokenCheckpoint, EngineFailed, InvalidRequest
 from jaxserver.ports.types import Chunk, FinishReason, GenerationRequest
 from tests import engines
-from tests.unit.adapters.engine.answers import request
+from tests.unit.adapters.engine.answers import LONG, request
 
 # The hook that checks types draws random numbers, on the engine's thread meanwhile.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -79,6 +80,29 @@ def test_what_the_cache_held_is_not_run_again(
         resumed = list(resume(fresh, tmp_path / "it", None))
     assert tokens(resumed) == tokens(list(stream))
     assert resumed[-1].usage.cached_tokens == 200 + drawn - 1
+
+
+def test_while_an_answer_is_saved_others_may_leave(tmp_path: Path) -> None:
+    is_taking, may_end = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        is_taking.set()
+        may_end.wait()
+
+    def prepare(device: engines.HookedDevice) -> None:
+        device.before_take = stand
+
+    with engines.running(engines.Parts(prepare=prepare)) as engine:
+        stream, other = engine.generate(LONG), engine.generate(LONG)
+        next(stream)
+        saving = threading.Thread(target=stream.save, args=(tmp_path / "it",))
+        saving.start()
+        assert is_taking.wait(10)
+        other.cancel()
+        assert list(other)[-1].finish_reason is FinishReason.CANCELLED
+        may_end.set()
+        saving.join()
+    assert read(tmp_path / "it").kept.length > 0
 
 
 def test_without_a_prefix_cache_all_is_run_again(
