@@ -332,17 +332,15 @@ def start_engine(
         orders = NoOrders() if is_one else Broadcast(compiled.steps, engine)
         is_read = not config.pre_compile or model.weights.done()
         held = model.params if is_read else zeros_like(model.shapes)
-        first = Device(compiled, held, engine, orders)
+        devices = [Device(compiled, held, engine, orders) for _ in range(engine.lanes)]
         if config.pre_compile:
-            first.warm_up(check_weights)
-        first.params = model.params
+            devices[0].warm_up(check_weights)
+        for device in devices:
+            device.params = model.params
         compiled.finish()
-        rest = range(1, engine.lanes)
-        more = [Device(compiled, model.params, engine, orders) for _ in rest]
-        clock, watchdog_seconds = time.monotonic, config.watchdog_seconds
-        return EngineLoop([first, *more], engine, on_events, clock, watchdog_seconds)
+        return EngineLoop(devices, engine, on_events, shell.clock, watchdog_seconds)
 
-    engine = model.engine
+    engine, watchdog_seconds = model.engine, config.watchdog_seconds
     try:
         shell = Shell(telemetry, time.monotonic, new_seed, identity)
         limits = Limits.of(model.fns, engine)

@@ -315,9 +315,8 @@ def test_what_is_wired_together_answers_its_prompts(
         engine.close(5.0)
 
     ids = [token for chunk in chunks for token in chunk.token_ids]
-    text = "".join(chunk.text for chunk in chunks)
     assert len(ids) == 20
-    assert text == model.tokenizer.decode(ids)
+    assert "".join(chunk.text for chunk in chunks) == model.tokenizer.decode(ids)
     assert chunks[-1].seed == 11
     assert ids == [token for chunk in again for token in chunk.token_ids]
     lines = [r for r in caplog.records if "completion_tokens" in r.getMessage()]
