@@ -23,9 +23,8 @@ def use_processor(told: Path = _CPU_INFO) -> None:
     Args:
         told: What Linux says of the processor; elsewhere nothing is known.
     """
-    instructions = byte_products(told)
-    if jax.default_backend() == "cpu" and instructions is not None:
-        multiply_both_on_cpu(few_too=instructions == "amx_int8")
+    if jax.default_backend() == "cpu" and byte_products(told) is not None:
+        multiply_both_on_cpu()
 
 
 def compiler_options(told: Path = _CPU_INFO) -> dict[str, str | bool]:

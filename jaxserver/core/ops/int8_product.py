@@ -1,6 +1,6 @@
-"""Products of tokens, in two bytes, with weights in int8; their sums are exact.
+"""Products of tokens, in 16 bits, with weights in int8; their sums are exact.
 
-In 16 bits a weight is read and multiplied as any other instead; see `linear`.
+In another type of its own a weight is read and multiplied as any other; see `linear`.
 
 The compiler joins a multiplication to an addition behind it where both meet in one
 loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
@@ -8,11 +8,14 @@ Where they meet depends on the number of tokens. So whatever is multiplied here 
 then be added to is multiplied exactly: steps are powers of two.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, Int32, UInt8
+from jaxtyping import Array, Float, Int8, Int16, Int32
 
+from jaxserver.core.ops.apart import apart
 from jaxserver.core.ops.one_of import OneOf, as_matrix, with_one
 from jaxserver.core.ops.quantize import PARTS, Int8Weight
 from jaxserver.core.ops.unsigned_product import unsigned_product
@@ -21,16 +24,18 @@ BYTE_BITS = 8
 MIDDLE = 2**7
 """Added to high bytes, which are signed."""
 LONGEST = 2**16
-"""An output has fewer inputs than this, so that its sum is an int32."""
+"""An output has fewer inputs than this, so that the sum of a byte's is an int32."""
+LONGEST_SUM = 2**9
+"""Of so many inputs with all of their bits the sum is an int32."""
 MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
 """Bits of a float32 without its sign, those of its power of two, the next power."""
 BEYOND_LARGEST = 0x0001FFFF
 """Added to a number's bits: makes the next power of two of those beyond 127 / 64."""
 LANES = 16
 """Of numbers up to which a reduction is left to the compiler."""
-ROUNDING = 1.5 * 2**15 + MIDDLE
-"""A sum with it is rounded to parts of 256: 24 bits, the last 16 of which are `MIDDLE`
-and what was added."""
+ROUNDING = 1.5 * 2**15
+"""A sum with it is rounded to parts of 256: 24 bits, the last 16 of which are what was
+added."""
 LEAST_STEP = 3 * ONE_UP
 """Bits of 2**-124: one over it is a normal number too."""
 
@@ -57,7 +62,13 @@ def int8_product(
     sums, scale = weight.sums.reshape(-1), weight.scale.reshape(-1)
     values = as_matrix(weight.values, x.shape[1])
     if kernel is None:
-        return _by_unsigned_product(split_bytes(x, is_cut=is_cut), values, sums, scale)
+        parts, step = in_parts(x, is_cut=is_cut)
+        if x.shape[0] == 1:
+            products = _by_sums(parts, values, step)
+        else:
+            products = _by_bytes(parts, values, sums)
+        y: Array = products * scale[None, :] * step
+        return y
     shape = jax.ShapeDtypeStruct((x.shape[0], scale.size), jnp.float32)
     multiply = jax.ffi.ffi_call(kernel, shape, vmap_method="sequential")
 
@@ -65,34 +76,76 @@ def int8_product(
         multiplied: Array = multiply(x, values, sums, scale)
         return multiplied
 
-    y: Array = with_one(values, product)
+    y = with_one(values, product)
     return y
 
 
-def _by_unsigned_product(
-    split: tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]],
+def _by_bytes(
+    parts: Int16[Array, "tokens in"],
     values: Int8[Array, "out in"] | OneOf,
     sums: Int32[Array, " out"],
-    scale: Float[Array, " out"],
 ) -> Float[Array, "tokens out"]:
-    """Both bytes are rows of one product."""
-    both, step = split
+    """Both bytes are rows of one product, which a library makes."""
+    both = jnp.concatenate([(parts >> BYTE_BITS) + MIDDLE, parts]).astype(jnp.uint8)
 
-    def product(values: Int8[Array, "out in"]) -> tuple[Int32[Array, "some out"], ...]:
-        products: tuple[Array, ...] = unsigned_product(both, values, sums)
-        return products
+    def product(values: Int8[Array, "out in"]) -> Int32[Array, "bytes out"]:
+        multiplied: Array = unsigned_product(both, values, sums)
+        return multiplied
 
-    high, low = jnp.split(jnp.concatenate(with_one(values, product)), 2)
-    high = (high - MIDDLE * sums[None, :]).astype(jnp.float32)
-    low = low.astype(jnp.float32)
-    y: Array = (high + low / PARTS) * scale[None, :] * step
-    return y
+    high, low = jnp.split(with_one(values, product), 2)
+    return _in_steps(high - MIDDLE * sums[None, :], low)
 
 
-def split_bytes(
+def _by_sums(
+    parts: Int16[Array, "1 in"],
+    values: Int8[Array, "out in"] | OneOf,
+    after: Float[Array, "1 1"],
+) -> Float[Array, "1 out"]:
+    """Of one token, in a loop of the compiler's own.
+
+    It reads weights as fast as memory gives them, while a library puts all of them into
+    another order first. LLVM multiplies 16 bits with 16 and adds up pairs at once (its
+    `X86PartialReduction`) where a sum is an int32, and each weight is used once.
+    """
+    inputs = parts.shape[1]
+    count = max(2, -(-inputs // LONGEST_SUM))  # Of one array, a library makes the sums.
+    length = -(-inputs // count)
+
+    def product(values: Int8[Array, "out in"]) -> Float[Array, "1 out"]:
+        terms = []
+        for begin in range(0, inputs, length):
+            first = min(begin, inputs - length)  # Some weights of the last are no news.
+            some = parts[:, begin : first + length].astype(jnp.int32)
+            some = jnp.pad(some, ((0, 0), (begin - first, 0)))
+            terms.append(some * values[:, first : first + length].astype(jnp.int32))
+        zeros = (jnp.int32(0),) * len(terms)
+        sums = jnp.stack(jax.lax.reduce(tuple(terms), zeros, _add_all, (1,)))
+        whole, rest = sums >> BYTE_BITS, sums & (PARTS - 1)
+        return _in_steps(jnp.sum(whole, 0), jnp.sum(rest, 0))[None, :]
+
+    if isinstance(values, OneOf):
+        return with_one(values, product)
+    # In one piece with the parts, these would be made again for each output.
+    return apart(product, values, after[0, 0])
+
+
+def _add_all(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(map(jnp.add, some, others))
+
+
+def _in_steps(
+    whole: Int32[Array, "*shape"], rest: Int32[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`whole + rest / 256`, rounded once, whatever the sum was made of."""
+    whole = whole + (rest >> BYTE_BITS)
+    rest = rest & (PARTS - 1)
+    return whole.astype(jnp.float32) + rest.astype(jnp.float32) / PARTS
+
+
+def in_parts(
     x: Float[Array, "tokens in"], *, is_cut: bool = False
-) -> tuple[UInt8[Array, "bytes in"], Float[Array, "tokens 1"]]:
-    """Tokens as `step * (high - 128 + low / 256)`: all high bytes, then all low ones.
+) -> tuple[Int16[Array, "tokens in"], Float[Array, "tokens 1"]]:
+    """Tokens as `step * parts / 256`.
 
     A token's step is the smallest power of two of which it has at most 127, or NaN
     where the token is not finite. It is found in the bits, whose order as integers is
@@ -107,8 +160,7 @@ def split_bytes(
     power = ((largest + BEYOND_LARGEST) & EXPONENT) - 6 * ONE_UP
     step = jax.lax.bitcast_convert_type(jnp.maximum(power, LEAST_STEP), jnp.float32)
     rounded = jax.lax.bitcast_convert_type(x / step + ROUNDING, jnp.int32)
-    both = jnp.concatenate([rounded >> BYTE_BITS, rounded])
-    return both.astype(jnp.uint8), jnp.where(largest < EXPONENT, step, jnp.nan)
+    return rounded.astype(jnp.int16), jnp.where(largest < EXPONENT, step, jnp.nan)
 
 
 def _largest(x: Int32[Array, "tokens in"]) -> Int32[Array, "tokens 1"]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
 
-from jaxserver.core.ops.int8_product import MIDDLE, split_bytes
+from jaxserver.core.ops.int8_product import BYTE_BITS, in_parts
 from jaxserver.core.ops.linear import Weight
 from jaxserver.core.ops.quantize import PARTS, Int8Weight
 
@@ -33,11 +33,10 @@ def refine_likeliest(
     ids = largest(logits, REFINED)
     kept: Int8[Array, "tokens likeliest embed"] = head.rest.at[ids].get(mode="clip")
     rest = kept.astype(jnp.int32)
-    both, step = split_bytes(x.astype(jnp.float32))
-    parts = both.astype(jnp.int32).reshape(2, num_tokens, 1, -1)
-    signed = parts - jnp.array([MIDDLE, 0], jnp.int32).reshape(2, 1, 1, 1)
+    parts, step = in_parts(x.astype(jnp.float32))
+    both = jnp.stack([parts >> BYTE_BITS, parts & (PARTS - 1)]).astype(jnp.int32)
     sums: Int32[Array, "bytes tokens likeliest"]
-    sums = jnp.sum(rest[None] * signed, axis=-1)
+    sums = jnp.sum(rest[None] * both[:, :, None, :], axis=-1)
     high, low = sums.astype(jnp.float32)
     scale = head.scale.at[ids].get(mode="clip") / PARTS
     more = (high + low / PARTS) * scale

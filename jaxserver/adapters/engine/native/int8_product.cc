@@ -169,9 +169,11 @@ struct Product {
     const auto middle = 128 * first<Quad>(value_sums + o, count);
     const auto scales = first<Floats>(scale + o, count);
     for (int t = 0; t < Tokens; ++t) {
-      const auto whole = __builtin_convertvector(sums[t] - middle, Floats);
-      const auto parts = __builtin_convertvector(sums[Tokens + t], Floats);
-      const Floats results = ((whole + parts / 256) * scales) * step[token + t];
+      const auto low = sums[Tokens + t];
+      const auto whole = sums[t] - middle + (low >> 8), rest = low & 255;
+      const auto steps = __builtin_convertvector(whole, Floats) +
+                         __builtin_convertvector(rest, Floats) / 256;
+      const Floats results = (steps * scales) * step[token + t];
       std::memcpy(y + (token + t) * out + o, &results, count * sizeof(float));
     }
   }
