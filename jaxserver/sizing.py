@@ -86,7 +86,7 @@ def _num_lanes(
 def _guesses_are_free(backend: Backend, platform: str) -> bool:
     """Few tokens take as long as one, unless one has a way of its own to be multiplied.
 
-    That is the loop of `unsigned_product`.
+    `int8_product` has one for a token alone.
     """
     is_int8 = backend.kind == "native" and backend.kept == "int8"
     return platform != "cpu" or not is_int8 or bool(backend.kernels)

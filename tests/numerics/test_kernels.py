@@ -148,8 +148,9 @@ def test_the_product_has_the_bits_of_the_compilers_own(
     given = operands(kind, shape, seed)
 
     def by_the_compiler(x: jax.Array, *weight: jax.Array) -> jax.Array:
-        split = int8_product.split_bytes(x)
-        return int8_product._by_unsigned_product(split, *weight)
+        values, sums, scale = weight
+        by_scale = Int8Weight(values=values, scale=scale, sums=sums)
+        return int8_product.int8_product(x, by_scale)
 
     expected = np.asarray(jitted(by_the_compiler)(*given))
     found = np.asarray(jitted(native.product)(*given))

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -12,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from jaxserver.core.ops import unsigned_product as module
-from jaxserver.core.ops.unsigned_product import _in_a_loop, unsigned_product
+from jaxserver.core.ops.unsigned_product import unsigned_product
 from tests.rows import HostArray
 from tests.strategies import SEEDS
 
@@ -21,16 +20,7 @@ both = Primitive("both")
 """The product as a processor with the instruction is given it, whatever this has."""
 both.def_abstract_eval(module._shape)
 mlir.register_lowering(both, module._lower_both)
-FORMS = tuple(
-    map(
-        jax.jit,
-        (
-            module._by_signed_bytes,
-            both.bind,
-            lambda x, values, _: jnp.concatenate(_in_a_loop(x, values)),
-        ),
-    )
-)
+FORMS = tuple(map(jax.jit, (module._by_signed_bytes, both.bind)))
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 40))
 
 
@@ -68,29 +58,15 @@ def test_the_largest_sums_are_exact() -> None:
 def test_it_runs_outside_of_a_compiled_function_and_under_vmap() -> None:
     x, values, sums = operands((4, 30, 5), 0)
     expected = exact(x, values)
-    (found,) = unsigned_product(x, values, sums)
+    found = unsigned_product(x, values, sums)
     np.testing.assert_array_equal(found, expected)
     over: Any = jax.vmap(unsigned_product, in_axes=(0, None, None))
-    (found,) = over(np.stack([x, x[::-1]]), values, sums)
+    found = over(np.stack([x, x[::-1]]), values, sums)
     np.testing.assert_array_equal(found, np.stack([expected, expected[::-1]]))
 
 
-def is_in_a_loop(rows: int) -> bool:
-    def anew(*given: Any) -> Any:
-        return unsigned_product(*given)
-
-    traced = jax.make_jaxpr(anew)(*operands((rows, 30, 5), 0))
-    return "unsigned_product" not in str(traced)
-
-
-def test_few_rows_are_added_up_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOPED", {1, 2})
-    assert [is_in_a_loop(rows) for rows in (1, 2, 3)] == [True, True, False]
-
-
-@pytest.mark.parametrize("few_too", [False, True])
 def test_where_a_processor_can_it_is_given_both_kinds_of_bytes(
-    few_too: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[tuple[Any, Any, str]] = []
     monkeypatch.setattr(
@@ -98,9 +74,7 @@ def test_where_a_processor_can_it_is_given_both_kinds_of_bytes(
         "register_lowering",
         lambda primitive, rule, platform: heard.append((primitive, rule, platform)),
     )
-    monkeypatch.setattr(module, "_LOOPED", {1, 2})
-    module.multiply_both_on_cpu(few_too=few_too)
+    module.multiply_both_on_cpu()
     assert heard == [(module._unsigned_product, module._lower_both, "cpu")]
-    assert is_in_a_loop(2) != few_too
     mixed = "tensor<4x30xui8>, tensor<5x30xi8>) -> tensor<4x5xi32>"
     assert mixed in jax.jit(both.bind).lower(*operands((4, 30, 5), 0)).as_text()

@@ -76,8 +76,7 @@ def int8_product(
         multiplied: Array = multiply(x, values, sums, scale)
         return multiplied
 
-    y = with_one(values, product)
-    return y
+    return with_one(values, product)
 
 
 def _by_bytes(

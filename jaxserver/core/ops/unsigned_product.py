@@ -1,9 +1,9 @@
 """Products of unsigned bytes with signed ones.
 
-Some processors multiply the two at once, and so more of them at a time than signed bytes
-with signed ones (AVX512-VNNI, AMX-INT8). XLA's CPU library has kernels for the pair, but
-`jax.lax.dot_general` converts both sides first. All sums here are integers: any form
-comes to the same ones.
+Some processors multiply the two at once, and so more of them at a time than signed
+bytes with signed ones (AVX512-VNNI, AMX-INT8). XLA's CPU library has kernels for the
+pair, but `jax.lax.dot_general` converts both sides first. All sums here are integers:
+any form comes to the same ones.
 """
 
 from typing import Any
