@@ -52,6 +52,7 @@ class RunningRequest:
     Attributes:
         pages: Those of its row, in order.
         wanted: How many tokens are prefilled before it decodes.
+        found: How many of them were there when it got its slot.
         prefilled: How many of them were found or have been dispatched.
         stored: How many of those are known to be in the cache.
         copy: What has to be copied before the first of them is run.
@@ -62,6 +63,7 @@ class RunningRequest:
     slot: int
     pages: tuple[int, ...]
     wanted: int
+    found: int = 0
     prefilled: int = 0
     stored: int = 0
     copy: PageCopy | None = None

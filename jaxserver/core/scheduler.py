@@ -32,6 +32,10 @@ from jaxserver.core.seating import admit, make_room, replaced, store
 
 MAX_ATTEMPTS = 2
 """A request is not tried again after so many dispatches with it have failed."""
+SHORT_PROMPT = 2
+"""Longest chunks that a short prompt has at most; each may take as many times as long as
+one of a long prompt. So seldom is it waited for, and in all less than if it was cut into
+short ones."""
 
 
 def empty(engine: EngineConfig) -> SchedulerState:
@@ -195,7 +199,7 @@ def _plan_prefill(state: SchedulerState, engine: EngineConfig) -> PrefillPlan | 
     if not unfinished:
         return None
     together = unfinished[: engine.prefill_rows]
-    longest = _longest_chunk(state, engine, max(r.prefilled for r in together))
+    longest = _longest_chunk(state, engine, together)
     if any(running.request.scored for running in together):
         time = engine.score_length or longest
         return PrefillPlan(tuple(_chunk(r, time) for r in together), time)
@@ -230,18 +234,20 @@ def _depth(engine: EngineConfig, plan: PrefillPlan) -> int:
     return max(chunk.start for chunk in plan.chunks) // engine.prefill_lengths[-1]
 
 
-def _longest_chunk(state: SchedulerState, engine: EngineConfig, start: int) -> int:
+def _longest_chunk(
+    state: SchedulerState, engine: EngineConfig, together: Sequence[RunningRequest]
+) -> int:
     """As long as may be, but for answers that would stand still meanwhile."""
     lengths, times = engine.prefill_lengths, state.chunk_seconds
-    depth = start // lengths[-1]
     streams = any(r.is_decoding and r.request.streaming for r in state.running)
     if engine.chunk is not None or not streams:
         return lengths[-1]
-    fitting = [
-        length
-        for length in lengths
-        if chunk_seconds(times, depth, length) <= engine.prefill_seconds
-    ]
+    depth = max(r.prefilled for r in together) // lengths[-1]
+    new = max(r.wanted - r.found for r in together)
+    most = engine.prefill_seconds
+    if new <= SHORT_PROMPT * lengths[-1]:
+        most *= SHORT_PROMPT
+    fitting = [n for n in lengths if chunk_seconds(times, depth, n) <= most]
     return max(fitting, default=lengths[0])
 
 

@@ -67,6 +67,7 @@ def _seat(
         slot=seat.pages[0] if engine.has_whole_rows else free,
         pages=seat.pages,
         wanted=len(request.tokens),
+        found=seat.held,
         prefilled=seat.held,
         stored=seat.held,
         copy=seat.copy,

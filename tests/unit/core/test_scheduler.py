@@ -14,6 +14,7 @@ from jaxserver.core.schedule import (
     SchedulerState,
     Seated,
 )
+from jaxserver.core.seating import replaced
 
 ENGINE = EngineConfig(slots=5, max_len=1024, max_stream_tokens=32)
 NOTHING_ENDED: frozenset[int] = frozenset()
@@ -261,6 +262,30 @@ def test_a_chunk_takes_no_longer_than_it_may_while_somebody_reads_along(
     plan = next_plan(with_times(state, times))
     assert isinstance(plan, PrefillPlan)
     assert plan.time == length
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seconds", "length"),
+    [(272, 0.4, 136), (272, 0.41, 24), (273, 0.2, 136), (273, 0.21, 24)],
+)
+def test_a_chunk_of_a_short_prompt_may_take_twice_as_long(
+    prompt: int, seconds: float, length: int
+) -> None:
+    state = after(state_of(5, prompt, streaming=True), 3)
+    plan = next_plan(with_times(state, {136: {0: seconds}}))
+    assert isinstance(plan, PrefillPlan)
+    assert plan.time == length
+
+
+def test_what_is_found_of_a_prompt_does_not_make_it_long() -> None:
+    """Nor does the end of a long one make it short."""
+    state = after(state_of(5, 700, streaming=True), 7)
+    (long,) = (r for r in state.running if not r.is_decoding)
+    for found, length in [(0, 24), (408, 24), (428, 136)]:
+        rest = dataclasses.replace(long, prefilled=max(found, 564), found=found)
+        plan = next_plan(with_times(replaced(state, rest), {136: {0: 0.3}}))
+        assert isinstance(plan, PrefillPlan)
+        assert plan.time == length
 
 
 def test_a_chunk_is_as_long_as_its_depth_allows() -> None:
