@@ -33,9 +33,9 @@ from jaxserver.core.seating import admit, make_room, replaced, store
 MAX_ATTEMPTS = 2
 """A request is not tried again after so many dispatches with it have failed."""
 SHORT_PROMPT = 2
-"""Longest chunks that a short prompt has at most; each may take as many times as long as
-one of a long prompt. So seldom is it waited for, and in all less than if it was cut into
-short ones."""
+"""Longest chunks that a short prompt has at most; each may take as many times as long
+as one of a long prompt. So seldom is it waited for, and in all less than if it was cut
+into short ones."""
 
 
 def empty(engine: EngineConfig) -> SchedulerState:
