@@ -110,7 +110,7 @@ def _by_sums(
     count = max(2, -(-inputs // LONGEST_SUM))  # Of one array, a library makes the sums.
     length = -(-inputs // count)
 
-    def product(values: Int8[Array, "out in"]) -> Float[Array, "1 out"]:
+    def product(values: Int8[Array, "out in"]) -> Sequence[Int32[Array, " out"]]:
         terms = []
         for begin in range(0, inputs, length):
             first = min(begin, inputs - length)  # Some weights of the last are no news.
@@ -118,14 +118,16 @@ def _by_sums(
             some = jnp.pad(some, ((0, 0), (begin - first, 0)))
             terms.append(some * values[:, first : first + length].astype(jnp.int32))
         zeros = (jnp.int32(0),) * len(terms)
-        sums = jnp.stack(jax.lax.reduce(tuple(terms), zeros, _add_all, (1,)))
-        whole, rest = sums >> BYTE_BITS, sums & (PARTS - 1)
-        return _in_steps(jnp.sum(whole, 0), jnp.sum(rest, 0))[None, :]
+        added: tuple[Array, ...] = jax.lax.reduce(tuple(terms), zeros, _add_all, (1,))
+        return added
 
     if isinstance(values, OneOf):
-        return with_one(values, product)
-    # In one piece with the parts, these would be made again for each output.
-    return apart(product, values, after[0, 0])
+        sums = jnp.stack(with_one(values, product))
+    else:
+        # In one piece with the parts, these would be made again for each output.
+        sums = jnp.stack(apart(product, values, after[0, 0]))
+    whole, rest = sums >> BYTE_BITS, sums & (PARTS - 1)
+    return _in_steps(jnp.sum(whole, 0), jnp.sum(rest, 0))[None, :]
 
 
 def _add_all(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:
