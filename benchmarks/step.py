@@ -25,8 +25,8 @@ import numpy as np
 
 from jaxserver import wiring
 from jaxserver.adapters.engine.processor import (
-    byte_products,
     compiler_options,
+    multiplies_bytes,
     use_processor,
 )
 from jaxserver.core.compute import compute_on
@@ -171,7 +171,7 @@ class Measured:
         positions = jnp.broadcast_to(new, (self.rows, self.time))
         held = jnp.full(self.rows, context, jnp.int32)
 
-        known = byte_products() is not None
+        known = multiplies_bytes()
         compute = compute_on("cpu", "", "float32", adds_products=known)
         attend = attention(compute, head_dim, None).attend
 

@@ -25,8 +25,8 @@ from jaxserver.adapters.engine.dispatch import Device
 from jaxserver.adapters.engine.loop import EngineLoop, OnEvents
 from jaxserver.adapters.engine.orders import Broadcast, NoOrders
 from jaxserver.adapters.engine.processor import (
-    byte_products,
     compiler_options,
+    multiplies_bytes,
     use_processor,
 )
 from jaxserver.adapters.engine.requests import Limits
@@ -390,7 +390,7 @@ def _said(plan: MemoryPlan) -> MemoryPlan:
 def _compute(config: ServerConfig) -> Compute:
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")
-    dtype, known = DTYPES[config.dtype], byte_products() is not None
+    dtype, known = DTYPES[config.dtype], multiplies_bytes()
     return compute_on(device.platform, capability, dtype, adds_products=known)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserver.adapters.engine.processor import byte_products
+from jaxserver.adapters.engine.processor import multiplies_bytes
 from jaxserver.core.compute import Compute
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.kv_cache import cache_dtype
@@ -30,7 +30,7 @@ TINY_LLAMA = ModelConfig(
 )
 TINY_BYTES = dataclasses.replace(TINY_LLAMA, vocab_size=258)
 """Speaks the vocabulary of `fakes.ByteTokenizer`."""
-HERE = Compute(adds_products=byte_products() is not None)
+HERE = Compute(adds_products=multiplies_bytes())
 """As the server computes on this processor."""
 
 

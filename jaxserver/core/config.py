@@ -94,9 +94,10 @@ class EngineConfig:
         encoder_lengths: Padded lengths of an encoder's input, which is never cut up.
         block_seconds: Longest decode block while somebody waits or reads along.
         prefill_seconds: Longest prefill chunk of a long prompt while somebody reads
-            along, as far as shorter ones are there, which take more a token; and the
-            longest that the last two chunks of a prompt may take without a decode step
-            in between.
+            along, as far as shorter ones are there, which take more a token; one of a
+            short prompt may take `scheduler.PATIENCE` times as long. And the longest
+            that the last two chunks of any prompt may take without a decode step in
+            between.
         tokens_per_page: None where a page is a whole row, and row i is page i.
         pages: None for as many as all slots need for their longest sequences.
         is_fast: Nobody minds if bits depend on how a token was run.

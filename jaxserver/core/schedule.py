@@ -85,7 +85,7 @@ class SchedulerState:
         chunk_seconds: How long a prefill of each padded length took lately, by depth.
         stalled_seconds: How long running answers have to wait for the prefills since
             the last decode block, by what is known of such; 0 after one. What is not
-            known counts as the longest there may be.
+            known counts as the longest that one of a long prompt may be.
         num_hits: Admissions that found a part of their prompt.
         num_preempted: Requests that had to give up their pages.
     """

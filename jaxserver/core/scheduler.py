@@ -33,9 +33,13 @@ from jaxserver.core.seating import admit, make_room, replaced, store
 MAX_ATTEMPTS = 2
 """A request is not tried again after so many dispatches with it have failed."""
 SHORT_PROMPT = 2
-"""Longest chunks that a short prompt has at most; each may take as many times as long
-as one of a long prompt. So seldom is it waited for, and in all less than if it was cut
-into short ones."""
+"""Longest chunks that a short prompt has at most."""
+PATIENCE = 2
+"""Times as long as one of a long prompt, a chunk of a short one may take.
+
+Cut into shorter ones, which take more a token, it would be waited for longer in all.
+Who reads along gets a token between any two prompts all the same.
+"""
 
 
 def empty(engine: EngineConfig) -> SchedulerState:
@@ -243,11 +247,11 @@ def _longest_chunk(
     if engine.chunk is not None or not streams:
         return lengths[-1]
     depth = max(r.prefilled for r in together) // lengths[-1]
-    new = max(r.wanted - r.found for r in together)
-    most = engine.prefill_seconds
-    if new <= SHORT_PROMPT * lengths[-1]:
-        most *= SHORT_PROMPT
-    fitting = [n for n in lengths if chunk_seconds(times, depth, n) <= most]
+    missing = max(r.wanted - r.found for r in together)
+    longest = engine.prefill_seconds
+    if missing <= SHORT_PROMPT * lengths[-1]:
+        longest *= PATIENCE
+    fitting = [n for n in lengths if chunk_seconds(times, depth, n) <= longest]
     return max(fitting, default=lengths[0])
 
 

@@ -1,6 +1,7 @@
 """A layer that is chosen while a model runs, beside the layer itself."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserver.core.ops.linear import linear
+from jaxserver.core.ops.linear import Products, linear
 from jaxserver.core.ops.one_of import OneOf, with_one
 from jaxserver.core.params import init_params, layer_at
 from tests.numerics.transforms import Transform, both_ways
@@ -20,10 +21,12 @@ CONFIG = dataclasses.replace(
 )
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("kept", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
 def test_a_chosen_layers_products_have_the_bits_of_the_layers_own(
-    transform: Transform, kept: str
+    transform: Transform, kept: str, tokens: int
 ) -> None:
+    some = functools.partial(linear, products=Products(tokens=tokens))
     params = init_params(CONFIG, seed=3)
     if kept in ("float32", "bfloat16"):
         params = jax.tree.map(lambda leaf: leaf.astype(kept), params)
@@ -34,9 +37,9 @@ def test_a_chosen_layers_products_have_the_bits_of_the_layers_own(
 
     def products(layer: Any) -> tuple[jax.Array, ...]:
         return (
-            linear(x, layer.qkv, layer.qkv_bias),
-            linear(x, layer.mlp.gate_up, layer.mlp.gate_up_bias),
-            linear(wide, layer.mlp.down, layer.mlp.down_bias),
+            some(x, layer.qkv, layer.qkv_bias),
+            some(x, layer.mlp.gate_up, layer.mlp.gate_up_bias),
+            some(wide, layer.mlp.down, layer.mlp.down_bias),
             layer.attention_norm,
         )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserver.adapters.engine.processor import byte_products
+from jaxserver.adapters.engine.processor import multiplies_bytes
 from jaxserver.core.config import ModelConfig, RopeScaling
 from jaxserver.core.ops.attention_blocks import (
     MANY,
@@ -240,7 +240,7 @@ def test_a_row_among_many_has_the_bits_that_it_has_among_few(
     assert_close(found, naive_attention(queries, keys, values, positions))
     assert "dot_general" not in str(jax.make_jaxpr(attend_many)(*given(slice(rows))))
     # Of other processors it is not known, and nothing is written out there.
-    is_known = byte_products() is not None
+    is_known = multiplies_bytes()
     for first in (0, ROWS, 2 * ROWS, rows - ROWS) if is_known else ():
         few = slice(first, first + ROWS)
         assert "dot_general" in str(jax.make_jaxpr(attend_many)(*given(few)))

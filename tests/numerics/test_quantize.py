@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
 
 SIZES = [Size(4, 1, 1), Size(5, 40, 7), Size(16, 576, 96), Size(64, 33, 130)]
-ALONE = [Size(1, 1, 3), Size(1, 2, 1), Size(1, 577, 9), Size(1, 1536, 96)]
+ALONE = [Size(1, n, 5) for n in (1, 2, 3, 513, 1025, 1536, 1537)]
 KINDS = [
     *("normal", "outlier", "zeros", "some zeros", "huge", "tiny", "denormal", "powers"),
     *("equal", "edge"),
@@ -69,10 +69,9 @@ def on_device(weight: Int8Weight[HostArray]) -> Int8Weight[jax.Array]:
 
 @given(size=sizes, x_kind=kinds, weight_kind=kinds, seed=SEEDS)
 @example(size=SIZES[2], x_kind="outlier", weight_kind="normal", seed=0)
-@example(size=ALONE[3], x_kind="outlier", weight_kind="normal", seed=0)
-@example(size=Size(1, 65_535, 2), x_kind="equal", weight_kind="equal", seed=0)
+@example(size=ALONE[-1], x_kind="outlier", weight_kind="normal", seed=0)
 @example(size=Size(2, 65_535, 2), x_kind="equal", weight_kind="equal", seed=0)
-@example(size=Size(1, 1024, 2), x_kind="limit", weight_kind="equal", seed=0)
+@example(size=Size(1, 65_535, 2), x_kind="limit", weight_kind="equal", seed=0)
 def test_the_sums_of_a_product_are_exact(
     size: Size, x_kind: str, weight_kind: str, seed: int
 ) -> None:
@@ -153,6 +152,7 @@ def test_a_token_that_is_not_finite_is_nan_and_its_neighbours_keep_their_bits(
     x[row, column] = broken
     found = np.asarray(jitted(int8_product)(x, weight))
     assert np.isnan(found[row]).all()
+    assert np.isnan(jitted(int8_product)(x[row : row + 1], weight)).all()
     np.testing.assert_array_equal(np.delete(found, row, 0), np.delete(sound, row, 0))
 
 
@@ -243,10 +243,12 @@ def test_an_output_with_so_many_inputs_that_its_sum_may_be_none_is_refused() -> 
         jax.eval_shape(int8_product, x, weight)
 
 
-def test_an_output_of_the_most_inputs_is_exact() -> None:
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_an_output_of_the_most_inputs_is_exact(tokens: int) -> None:
     inputs = 2**16 - 1
     weight = on_device(quantize(np.full((2, inputs), -LARGEST, np.float32), 1))
     x = jnp.full((4, inputs), 127.0, jnp.float32).at[0].set(-127.0)
-    found: Any = int8_product(x, weight)
+    found: Any = int8_product(x[:tokens], weight)
     exact = np.float32(LARGEST * LARGEST * inputs)
-    np.testing.assert_array_equal(found[:, 0], [exact, -exact, -exact, -exact])
+    expected = [exact, -exact, -exact, -exact][:tokens]
+    np.testing.assert_array_equal(found[:, 0], expected)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jaxserver.core import scheduler
+from jaxserver.core.chunks import chunk_seconds
 from jaxserver.core.config import EngineConfig
 from jaxserver.core.schedule import (
     DecodePlan,
@@ -14,6 +15,7 @@ from jaxserver.core.schedule import (
     Plan,
     PrefillPlan,
     QueuedRequest,
+    SchedulerState,
 )
 from jaxserver.core.seating import admit
 
@@ -76,13 +78,14 @@ class Requests(RuleBasedStateMachine):
             self.turn()
 
     def turn(self) -> None:
-        had_both = self.has_both_kinds_of_work()
+        had_both, before = self.has_both_kinds_of_work(), self.state
         plan, self.state = scheduler.plan(self.state, ENGINE, 0.0)
         if plan is None:
             assert not self.left
             return
         self.check_turn(plan if had_both else None)
         if isinstance(plan, PrefillPlan):
+            self.check_chunk(plan, before)
             self.prefill(plan)
         else:
             self.decode(plan)
@@ -100,6 +103,18 @@ class Requests(RuleBasedStateMachine):
             assert all(chunk.is_last for chunk in plan.chunks)
             assert 0 < self.state.stalled_seconds <= ENGINE.prefill_seconds
         self.last_plan = plan
+
+    def check_chunk(self, plan: PrefillPlan, before: SchedulerState) -> None:
+        """A longest chunk is not known to take longer than readers are to wait."""
+        longest = ENGINE.prefill_lengths[-1]
+        has_reader = any(r.is_decoding and r.request.streaming for r in before.running)
+        if not has_reader or plan.time < longest:
+            return
+        (chunk,) = plan.chunks
+        known = chunk_seconds(before.chunk_seconds, chunk.start // longest, longest)
+        is_short = self.prompts[chunk.request_id] <= scheduler.SHORT_PROMPT * longest
+        times = scheduler.PATIENCE if is_short else 1
+        assert known <= times * ENGINE.prefill_seconds
 
     def has_both_kinds_of_work(self) -> bool:
         kinds = {r.is_decoding for r in self.state.running}

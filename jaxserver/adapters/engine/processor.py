@@ -11,8 +11,8 @@ from jaxserver.core.ops.unsigned_product import multiply_both_on_cpu
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _FLAGS = re.compile(r"^flags\b.*", re.MULTILINE)
-_INSTRUCTIONS = ("amx_int8", "avx512_vnni")
-"""As Linux calls them, the faster first."""
+_INSTRUCTIONS = frozenset({"amx_int8", "avx512_vnni"})
+"""Of products of unsigned bytes with signed ones, as Linux calls them."""
 
 
 def use_processor(told: Path = _CPU_INFO) -> None:
@@ -23,7 +23,7 @@ def use_processor(told: Path = _CPU_INFO) -> None:
     Args:
         told: What Linux says of the processor; elsewhere nothing is known.
     """
-    if jax.default_backend() == "cpu" and byte_products(told) is not None:
+    if jax.default_backend() == "cpu" and multiplies_bytes(told):
         multiply_both_on_cpu()
 
 
@@ -36,17 +36,16 @@ def compiler_options(told: Path = _CPU_INFO) -> dict[str, str | bool]:
     Args:
         told: As for `use_processor`.
     """
-    is_wide = jax.default_backend() == "cpu" and byte_products(told) is not None
+    is_wide = jax.default_backend() == "cpu" and multiplies_bytes(told)
     return {"xla_cpu_prefer_vector_width": "512"} if is_wide else {}
 
 
-def byte_products(told: Path = _CPU_INFO) -> str | None:
-    """By what it multiplies unsigned bytes with signed ones; None if it does not."""
+def multiplies_bytes(told: Path = _CPU_INFO) -> bool:
+    """Whether it has an instruction for unsigned bytes with signed ones."""
     with contextlib.suppress(OSError):
         flags = _FLAGS.search(told.read_text())
-        has = flags.group().split() if flags else ()
-        return next((name for name in _INSTRUCTIONS if name in has), None)
-    return None
+        return flags is not None and not _INSTRUCTIONS.isdisjoint(flags.group().split())
+    return False
 
 
 def num_cores() -> int:

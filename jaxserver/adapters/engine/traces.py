@@ -23,7 +23,7 @@ from jax.stages import Compiled
 from jaxlib.xla_client import LoadedExecutable
 
 from jaxserver.adapters.engine.compile_cache import CheckedCache, opened_cache
-from jaxserver.adapters.engine.processor import byte_products
+from jaxserver.adapters.engine.processor import multiplies_bytes
 
 Record: TypeAlias = tuple[Any, list[Any], Any, Any, bool]
 """An executable without its code, its arguments, their tree and the results', and
@@ -112,7 +112,7 @@ def origin(devices: Sequence[jax.Device]) -> bytes:
     # What a thread sets for itself alone does not reach those that compile.
     settings = sorted(jax.config.values.items())
     places = [device.id for device in devices]
-    digest.update(repr((versions, settings, places, byte_products())).encode())
+    digest.update(repr((versions, settings, places, multiplies_bytes())).encode())
     # As JAX's own keys have it.
     cache_key._hash_platform(digest, devices[0].client)
     cache_key._hash_xla_flags(digest, cache_key.get_flag_prefixes())

@@ -1,6 +1,7 @@
 """Products of tokens, in 16 bits, with weights in int8; their sums are exact.
 
-In another type of its own a weight is read and multiplied as any other; see `linear`.
+Tokens of another type than float32 are multiplied with them as with any other weight;
+see `linear`.
 
 The compiler joins a multiplication to an addition behind it where both meet in one
 loop, and rounds them once instead of twice (CPU; a barrier does not keep them apart).
@@ -25,8 +26,8 @@ MIDDLE = 2**7
 """Added to high bytes, which are signed."""
 LONGEST = 2**16
 """An output has fewer inputs than this, so that the sum of a byte's is an int32."""
-LONGEST_SUM = 2**9
-"""Of so many inputs with all of their bits the sum is an int32."""
+MOST_SUMMED = 2**9
+"""Of so many inputs, with all 16 bits, the sum is an int32."""
 MAGNITUDE, EXPONENT, ONE_UP = 0x7FFFFFFF, 0x7F800000, 0x00800000
 """Bits of a float32 without its sign, those of its power of two, the next power."""
 BEYOND_LARGEST = 0x0001FFFF
@@ -56,17 +57,17 @@ def int8_product(
         weight: `[*out *in]`.
         kernel: What multiplies on a CPU to the same bits, as it is registered with
             `jax.ffi`; None leaves it to the compiler.
-        is_cut: See `split_bytes`.
+        is_cut: Parts of tokens, and of outputs' inputs, lie on several devices.
     """
     chex.assert_axis_dimension_lt(x, 1, LONGEST)
     sums, scale = weight.sums.reshape(-1), weight.scale.reshape(-1)
     values = as_matrix(weight.values, x.shape[1])
     if kernel is None:
         parts, step = in_parts(x, is_cut=is_cut)
-        if x.shape[0] == 1:
-            products = _by_sums(parts, values, step)
+        if x.shape[0] == 1 and not is_cut:
+            products = _of_one(parts, values, step)
         else:
-            products = _by_bytes(parts, values, sums)
+            products = _of_several(parts, values, sums)
         y: Array = products * scale[None, :] * step
         return y
     shape = jax.ShapeDtypeStruct((x.shape[0], scale.size), jnp.float32)
@@ -79,7 +80,7 @@ def int8_product(
     return with_one(values, product)
 
 
-def _by_bytes(
+def _of_several(
     parts: Int16[Array, "tokens in"],
     values: Int8[Array, "out in"] | OneOf,
     sums: Int32[Array, " out"],
@@ -95,25 +96,26 @@ def _by_bytes(
     return _in_steps(high - MIDDLE * sums[None, :], low)
 
 
-def _by_sums(
+def _of_one(
     parts: Int16[Array, "1 in"],
     values: Int8[Array, "out in"] | OneOf,
     after: Float[Array, "1 1"],
 ) -> Float[Array, "1 out"]:
-    """Of one token, in a loop of the compiler's own.
+    """In a loop of the compiler's own, chunk by chunk of the inputs.
 
     It reads weights as fast as memory gives them, while a library puts all of them into
     another order first. LLVM multiplies 16 bits with 16 and adds up pairs at once (its
     `X86PartialReduction`) where a sum is an int32, and each weight is used once.
     """
     inputs = parts.shape[1]
-    count = max(2, -(-inputs // LONGEST_SUM))  # Of one array, a library makes the sums.
+    count = max(2, -(-inputs // MOST_SUMMED))  # A library adds up one array alone.
     length = -(-inputs // count)
 
     def product(values: Int8[Array, "out in"]) -> Sequence[Int32[Array, " out"]]:
         terms = []
         for begin in range(0, inputs, length):
-            first = min(begin, inputs - length)  # Some weights of the last are no news.
+            # The last chunk overlaps the one before it; zeros stand where it does.
+            first = min(begin, inputs - length)
             some = parts[:, begin : first + length].astype(jnp.int32)
             some = jnp.pad(some, ((0, 0), (begin - first, 0)))
             terms.append(some * values[:, first : first + length].astype(jnp.int32))
@@ -121,10 +123,11 @@ def _by_sums(
         added: tuple[Array, ...] = jax.lax.reduce(tuple(terms), zeros, _add_all, (1,))
         return added
 
+    # In one piece with the parts, these would be made again for each output. What is
+    # chosen among several is apart already.
     if isinstance(values, OneOf):
         sums = jnp.stack(with_one(values, product))
     else:
-        # In one piece with the parts, these would be made again for each output.
         sums = jnp.stack(apart(product, values, after[0, 0]))
     whole, rest = sums >> BYTE_BITS, sums & (PARTS - 1)
     return _in_steps(jnp.sum(whole, 0), jnp.sum(rest, 0))[None, :]
@@ -137,7 +140,7 @@ def _add_all(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...
 def _in_steps(
     whole: Int32[Array, "*shape"], rest: Int32[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """`whole + rest / 256`, rounded once, whatever the sum was made of."""
+    """`whole + rest / 256`, as a function of the exact sum alone."""
     whole = whole + (rest >> BYTE_BITS)
     rest = rest & (PARTS - 1)
     return whole.astype(jnp.float32) + rest.astype(jnp.float32) / PARTS

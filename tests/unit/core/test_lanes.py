@@ -88,6 +88,8 @@ def test_a_request_goes_where_its_beginning_is_kept() -> None:
     assert house.plan(0) is None
     assert house.plan(1) is not None
     assert house.lanes.each[1].num_hits == 1
+    (running,) = house.lanes.each[1].running
+    assert (running.found, running.wanted) == (len(LONG), len(LONG) + 1)
 
 
 def test_it_does_not_wait_for_a_lane_that_is_full() -> None:

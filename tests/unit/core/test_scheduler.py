@@ -281,8 +281,8 @@ def test_what_is_found_of_a_prompt_does_not_make_it_long() -> None:
     """Nor does the end of a long one make it short."""
     state = after(state_of(5, 700, streaming=True), 7)
     (long,) = (r for r in state.running if not r.is_decoding)
-    for found, length in [(0, 24), (408, 24), (428, 136)]:
-        rest = dataclasses.replace(long, prefilled=max(found, 564), found=found)
+    for found, length in [(0, 24), (427, 24), (428, 136)]:
+        rest = dataclasses.replace(long, prefilled=564, found=found)
         plan = next_plan(with_times(replaced(state, rest), {136: {0: 0.3}}))
         assert isinstance(plan, PrefillPlan)
         assert plan.time == length

@@ -61,7 +61,7 @@ struct Vector {
   }
 };
 
-// As `split_bytes` in int8_product.py, one token; gives its step.
+// As `in_parts` in int8_product.py, one token; gives its step.
 float split(const float* x, int64_t in, uint8_t* high, uint8_t* low) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < in; ++i) {

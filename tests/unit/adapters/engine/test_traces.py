@@ -74,7 +74,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], Traces]] = {
     "the model": lambda patch: known("another model"),
     "our code": lambda patch: changed(patch, _PACKAGE=Path(__file__).parent),
     "JAX": lambda patch: changed(patch, version_str="0.0.1"),
-    "the processor": lambda patch: changed(patch, byte_products=lambda: "none"),
+    "the processor": lambda patch: changed(patch, multiplies_bytes=lambda: None),
     "the devices": lambda patch: Traces("a model", jax.devices()[:2]),
     "a setting": lambda patch: flagged(patch, "--xla_cpu_enable_fast_math=false"),
 }
