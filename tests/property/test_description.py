@@ -24,6 +24,8 @@ from tests.contract.tiny_tokenizers import CHATML
 from tests.fakes import ByteTokenizer
 from tests.unit import tiny_server
 
+# The server runs in this process, and its libraries draw numbers meanwhile.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside")
 KEY = "sesame"
 CONFIG = SchemathesisConfig.from_dict(
     {
