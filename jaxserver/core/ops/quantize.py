@@ -78,9 +78,9 @@ def scaled(
     weight = weight.astype(np.float32, copy=False)
     scale = scale_of(np.maximum(weight.max(inner), -weight.min(inner)))
     is_scaled = np.isfinite(scale) & (scale > 0)
-    per_weight, where = (np.expand_dims(x, inner) for x in (scale, is_scaled))
-    values = np.zeros(weight.shape, np.float32)
-    np.divide(weight, per_weight, out=values, where=where)
+    values = weight / np.expand_dims(np.where(is_scaled, scale, 1), inner)
+    if not is_scaled.all():
+        np.copyto(values, 0, where=~np.expand_dims(is_scaled, inner))
     return values, scale
 
 
