@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import ml_dtypes
@@ -41,9 +41,12 @@ from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Made = TypeVar("Made")
 WeightSpec: TypeAlias = ParamSpec | Int8Weight[ParamSpec] | Fp8Weight[ParamSpec]
 """Of what one recipe makes."""
 Arrange: TypeAlias = Callable[[list[HostArray], ParamSpec], HostArray]
+BLOCK_NUMBERS = 2**17
+"""Of a weight that are quantised together."""
 
 
 class Recipe(NamedTuple):
@@ -223,12 +226,17 @@ def _load(
     def keep(
         spec: WeightSpec, values: HostArray
     ) -> HostArray | Int8Weight[HostArray] | Fp8Weight[HostArray]:
-        if isinstance(spec, Int8Weight):
-            num_out, keeps_rest = spec.values.num_out, spec.values.is_refined
-            return quantize(values, num_out, keeps_rest=keeps_rest)
-        if isinstance(spec, Fp8Weight):
-            return quantize_to_fp8(values, spec.values.num_out)
-        return values.astype(_dtype_of(spec, kept), copy=False)
+        if isinstance(spec, ParamSpec):
+            values = values.astype(rounded, copy=False)
+            return values.astype(_dtype_of(spec, kept), copy=False)
+
+        def make(some: HostArray) -> Int8Weight[HostArray] | Fp8Weight[HostArray]:
+            some = some.astype(rounded, copy=False)
+            if isinstance(spec, Fp8Weight):
+                return quantize_to_fp8(some, 1)
+            return quantize(some, 1, keeps_rest=spec.values.is_refined)
+
+        return _made_in_blocks(make, values, spec.values.num_out)
 
     def load(spec: WeightSpec, recipe: Recipe, end: int) -> Any:
         whole = spec if isinstance(spec, ParamSpec) else spec.values
@@ -238,13 +246,34 @@ def _load(
         ]
         # Broken weights may be infinite; that is for who computes with them to say.
         with np.errstate(over="ignore", invalid="ignore"):
-            values = recipe.arrange(parts, whole).astype(rounded, copy=False)
-            made = keep(spec, values)
+            made = keep(spec, recipe.arrange(parts, whole))
         progress("load", end, ends[-1])
         return jax.tree.map(place, spec, made, is_leaf=is_spec)
 
     loaded = [load(*leaf) for leaf in zip(flat, made_by, ends, strict=True)]
     return jax.tree.unflatten(tree, loaded)
+
+
+def _made_in_blocks(
+    make: Callable[[HostArray], Made], values: HostArray, num_out: int
+) -> Made:
+    """What is made of each output alone; so few together stay in a core's cache.
+
+    Args:
+        make: Of some outputs, which are one dimension.
+        values: A weight.
+        num_out: How many of its dimensions are its output.
+    """
+    outs, inner = values.shape[:num_out], values.shape[num_out:]
+    flat = values.reshape(-1, *inner)
+    together = max(1, BLOCK_NUMBERS // math.prod(inner))
+    blocks = [make(flat[i : i + together]) for i in range(0, len(flat), together)]
+
+    def join(*parts: HostArray) -> HostArray:
+        return np.concatenate(parts).reshape(*outs, *parts[0].shape[1:])
+
+    made: Made = jax.tree.map(join, *blocks)
+    return made
 
 
 def put(values: HostArray | Array, sharding: NamedSharding) -> Array:
