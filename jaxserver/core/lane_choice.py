@@ -34,7 +34,8 @@ def goes_elsewhere(
     """Whether another lane should take a request: it has room, and suits it better.
 
     One that is prefilling has room as well, where that ends before what its cache has
-    of the request could be made again.
+    of the request could be made again. One that is at work is not waited for where it
+    would have as much to do.
 
     Args:
         request: Who waits.
@@ -50,7 +51,9 @@ def goes_elsewhere(
         is_free = len(unfinished) < engine.prefill_rows
         left = sum(r.wanted - r.prefilled for r in unfinished)
         has_room = len(other.running) < engine.slots
-        if has_room and fit < own and (is_free or left < own.missing - fit.missing):
+        compared = 2 if other.running else len(fit)
+        is_better = fit[:compared] < own[:compared]
+        if has_room and is_better and (is_free or left < own.missing - fit.missing):
             return True
     return False
 
