@@ -167,6 +167,20 @@ def test_who_comes_to_idle_lanes_leaves_more_of_what_is_kept() -> None:
     assert kept == [1, 1]
 
 
+def test_a_lane_at_work_is_not_waited_for_where_it_has_as_much_to_do() -> None:
+    """Though its cache keeps less, which decides between idle ones."""
+    house = House()
+    house.come(LONG)
+    assert house.run(0)
+    house.finish()
+    house.come(*map(prompt, range(6)), size=50)
+    assert house.plan(0) is None
+    assert house.run(1)
+    for _ in range(3):
+        assert house.run(0)
+    assert house.running() == [[2, 3], [1]]
+
+
 def test_a_request_is_released_wherever_it_is() -> None:
     house = House()
     house.come(*map(prompt, range(20)))
