@@ -170,7 +170,7 @@ def test_who_comes_to_idle_lanes_leaves_more_of_what_is_kept() -> None:
 def test_a_lane_at_work_is_not_waited_for_where_it_has_as_much_to_do() -> None:
     """Though its cache keeps less, which decides between idle ones."""
     house = House()
-    house.come(LONG)
+    house.come(LONG, LONG[::-1])
     assert house.run(0)
     house.finish()
     house.come(*map(prompt, range(6)), size=50)
@@ -178,7 +178,7 @@ def test_a_lane_at_work_is_not_waited_for_where_it_has_as_much_to_do() -> None:
     assert house.run(1)
     for _ in range(3):
         assert house.run(0)
-    assert house.running() == [[2, 3], [1]]
+    assert house.running() == [[3, 4], [2]]
 
 
 def test_a_request_is_released_wherever_it_is() -> None:
