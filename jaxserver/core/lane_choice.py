@@ -15,14 +15,21 @@ class _Fit(NamedTuple):
         chunks: Of the prompt, that its cache has not.
         crowd: Requests in its slots, or as many in the others where it is better to
             join them.
+        run: Tokens, with padding, of the prefills that these chunks take.
         missing: Tokens of what may be shared that its cache has not.
         kept: Pages of its cache that somebody may come back to.
     """
 
     chunks: int
     crowd: int
+    run: int
     missing: int
     kept: int
+
+    @property
+    def work(self) -> tuple[int, int, int]:
+        """What the request makes a lane do that is at work already."""
+        return self.chunks, self.crowd, self.run
 
 
 def goes_elsewhere(
@@ -34,8 +41,8 @@ def goes_elsewhere(
     """Whether another lane should take a request: it has room, and suits it better.
 
     One that is prefilling has room as well, where that ends before what its cache has
-    of the request could be made again. One that is at work is not waited for where it
-    would have as much to do.
+    of the request could be made again. One that is at work is not waited for where
+    this one has no more to do with the request.
 
     Args:
         request: Who waits.
@@ -51,8 +58,7 @@ def goes_elsewhere(
         is_free = len(unfinished) < engine.prefill_rows
         left = sum(r.wanted - r.prefilled for r in unfinished)
         has_room = len(other.running) < engine.slots
-        compared = 2 if other.running else len(fit)
-        is_better = fit[:compared] < own[:compared]
+        is_better = fit.work < own.work if other.running else fit < own
         if has_room and is_better and (is_free or left < own.missing - fit.missing):
             return True
     return False
@@ -65,9 +71,13 @@ def _fit(
     missing = len(prefix) - lane.cache.tree.match(prefix).length
     # So few together take little more time than one of them.
     is_joined = total <= min(MIN_CALL_TOKENS, engine.slots)
+    lengths = engine.prefill_lengths
+    whole, rest = divmod(missing, lengths[-1])
+    padded = next(n for n in (0, *lengths) if n >= rest)
     return _Fit(
-        chunks=-(-missing // engine.prefill_lengths[-1]),
+        chunks=whole + bool(rest),
         crowd=-crowd if is_joined else crowd,
+        run=whole * lengths[-1] + padded,
         missing=missing,
         kept=lane.cache.tree.num_pages,
     )

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import ml_dtypes
@@ -22,7 +22,7 @@ from jaxserver.core.families.parts import (
 )
 from jaxserver.core.ops.fp8 import Fp8Weight, quantize_to_fp8
 from jaxserver.core.ops.mlp import MlpParams
-from jaxserver.core.ops.quantize import Int8Weight, quantize
+from jaxserver.core.ops.quantize import Int8Weight, in_blocks, quantize
 from jaxserver.core.params import (
     LayerParams,
     ParamSpec,
@@ -41,12 +41,9 @@ from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Made = TypeVar("Made")
 WeightSpec: TypeAlias = ParamSpec | Int8Weight[ParamSpec] | Fp8Weight[ParamSpec]
 """Of what one recipe makes."""
 Arrange: TypeAlias = Callable[[list[HostArray], ParamSpec], HostArray]
-BLOCK_NUMBERS = 2**17
-"""Of a weight that are quantised together."""
 
 
 class Recipe(NamedTuple):
@@ -236,7 +233,7 @@ def _load(
                 return quantize_to_fp8(some, 1)
             return quantize(some, 1, keeps_rest=spec.values.is_refined)
 
-        return _made_in_blocks(make, values, spec.values.num_out)
+        return in_blocks(make, values, spec.values.num_out)
 
     def load(spec: WeightSpec, recipe: Recipe, end: int) -> Any:
         whole = spec if isinstance(spec, ParamSpec) else spec.values
@@ -252,28 +249,6 @@ def _load(
 
     loaded = [load(*leaf) for leaf in zip(flat, made_by, ends, strict=True)]
     return jax.tree.unflatten(tree, loaded)
-
-
-def _made_in_blocks(
-    make: Callable[[HostArray], Made], values: HostArray, num_out: int
-) -> Made:
-    """What is made of each output alone; so few together stay in a core's cache.
-
-    Args:
-        make: Of some outputs, which are one dimension.
-        values: A weight.
-        num_out: How many of its dimensions are its output.
-    """
-    outs, inner = values.shape[:num_out], values.shape[num_out:]
-    flat = values.reshape(-1, *inner)
-    together = max(1, BLOCK_NUMBERS // math.prod(inner))
-    blocks = [make(flat[i : i + together]) for i in range(0, len(flat), together)]
-
-    def join(*parts: HostArray) -> HostArray:
-        return np.concatenate(parts).reshape(*outs, *parts[0].shape[1:])
-
-    made: Made = jax.tree.map(join, *blocks)
-    return made
 
 
 def put(values: HostArray | Array, sharding: NamedSharding) -> Array:

@@ -4,14 +4,17 @@ Scales are so short that a scale times an int8 is a float32; `int8_product` says
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 Leaf = TypeVar("Leaf")
+Made = TypeVar("Made")
+HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 127
 """The largest number that a weight is rounded to, and the most steps of a token."""
@@ -19,6 +22,8 @@ PARTS = 2**8
 """Of a step, which a second byte counts."""
 SCALE_BITS = 0xFFFFF000
 """Bits of a float32 that a scale has: 12; 7 of a value make 19."""
+BLOCK_NUMBERS = 2**17
+"""Of a weight that are quantised together: half a MiB in float32."""
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +66,29 @@ def quantize(
         rest = np.rint(values, out=values).clip(max=LARGEST).astype(np.int8)
     sums = whole.sum(inner, dtype=np.int32)
     return Int8Weight(values=whole, scale=scale, sums=sums, rest=rest)
+
+
+def in_blocks(
+    make: Callable[[HostArray], Made], values: HostArray, num_out: int
+) -> Made:
+    """What is made of each output alone; so few together stay in a core's cache.
+
+    Args:
+        make: Of some outputs, which are one dimension.
+        values: A weight.
+        num_out: How many of its dimensions are its output.
+    """
+    outs, inner = values.shape[:num_out], values.shape[num_out:]
+    flat = values.reshape(-1, *inner)
+    together = max(1, BLOCK_NUMBERS // math.prod(inner))
+    starts = range(0, max(1, len(flat)), together)
+    blocks = [make(flat[i : i + together]) for i in starts]
+
+    def join(*parts: HostArray) -> HostArray:
+        return np.concatenate(parts).reshape(*outs, *parts[0].shape[1:])
+
+    made: Made = jax.tree.map(join, *blocks)
+    return made
 
 
 def scaled(

@@ -181,6 +181,26 @@ def test_a_lane_at_work_is_not_waited_for_where_it_has_as_much_to_do() -> None:
     assert house.running() == [[3, 4], [2]]
 
 
+def test_it_is_waited_for_where_it_keeps_what_would_take_a_longer_prefill() -> None:
+    for wanted, is_taken in (
+        ((*LONG, *range(500, 520)), False),
+        ((*LONG[:50], *range(500, 550)), True),
+    ):
+        house = House()
+        house.come(*map(prompt, range(6)), size=200)
+        while house.lanes.waiting:
+            house.run(0)
+            house.run(1)
+        house.come(LONG, size=1)
+        while house.lanes.waiting or len(house.lanes.each[1].running) > 3:
+            house.run(1)
+        assert [len(each) for each in house.running()] == [3, 3]
+        house.come(wanted)
+        for _ in range(3):
+            assert house.run(0)
+        assert (not house.lanes.waiting) == is_taken
+
+
 def test_a_request_is_released_wherever_it_is() -> None:
     house = House()
     house.come(*map(prompt, range(20)))

@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxserver.adapters.checkpoints.safetensors import open_safetensors
-from jaxserver.core import loading
 from jaxserver.core.config import ModelConfig
 from jaxserver.core.loading import (
     check_shapes,
@@ -21,6 +20,7 @@ from jaxserver.core.loading import (
     read_config,
     shapes_of,
 )
+from jaxserver.core.ops import quantize
 from jaxserver.core.ops.fp8 import QUANTIZED
 from jaxserver.core.params import init_params, kept_as, param_specs
 from jaxserver.core.partition_rules import Rules
@@ -208,14 +208,14 @@ def test_what_is_said_of_weights_before_is_what_is_then_placed(
     jax.tree.map(compare, loaded, said)
 
 
-@pytest.mark.parametrize("numbers", [1, 150, loading.BLOCK_NUMBERS])
+@pytest.mark.parametrize("numbers", [1, 150, quantize.BLOCK_NUMBERS])
 @pytest.mark.parametrize("kept", QUANTIZED)
 @pytest.mark.parametrize("variant", NAMES)
 def test_weights_of_products_are_kept_in_8_bits_and_all_others_in_float32(
     variant: str, kept: str, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many numbers are quantised together."""
-    monkeypatch.setattr(loading, "BLOCK_NUMBERS", numbers)
+    monkeypatch.setattr(quantize, "BLOCK_NUMBERS", numbers)
     checkpoint = open_safetensors(VARIANTS / variant)
     config = read_config(checkpoint)
     rounded = load(config, checkpoint, ("bfloat16", "float32"))
