@@ -23,6 +23,19 @@ def first_piece(count: int, lengths: tuple[int, ...], call_tokens: int) -> int:
     return _cheapest(count, lengths, call_tokens)[1]
 
 
+def prefill_cost(count: int, lengths: tuple[int, ...], call_tokens: int) -> int:
+    """What prefills of some tokens cost, in tokens, cut as `first_piece` says.
+
+    Args:
+        count: How many there are; as many as the longest length has go together first.
+        lengths: As there.
+        call_tokens: As there.
+    """
+    whole, rest = divmod(count, lengths[-1])
+    cost = whole * (lengths[-1] + call_tokens)
+    return cost + _cheapest(rest, lengths, call_tokens)[0] if rest else cost
+
+
 @functools.cache
 def _cheapest(
     count: int, lengths: tuple[int, ...], call_tokens: int

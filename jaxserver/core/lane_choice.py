@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxserver.core.chunks import prefill_cost
 from jaxserver.core.config import MIN_CALL_TOKENS, EngineConfig
 from jaxserver.core.prefix_tree import Tokens
 from jaxserver.core.schedule import QueuedRequest, SchedulerState
@@ -15,21 +16,21 @@ class _Fit(NamedTuple):
         chunks: Of the prompt, that its cache has not.
         crowd: Requests in its slots, or as many in the others where it is better to
             join them.
-        run: Tokens, with padding, of the prefills that these chunks take.
+        cost: Of the prefills that these take, in tokens; see `prefill_cost`.
         missing: Tokens of what may be shared that its cache has not.
         kept: Pages of its cache that somebody may come back to.
     """
 
     chunks: int
     crowd: int
-    run: int
+    cost: int
     missing: int
     kept: int
 
     @property
     def work(self) -> tuple[int, int, int]:
         """What the request makes a lane do that is at work already."""
-        return self.chunks, self.crowd, self.run
+        return self.chunks, self.crowd, self.cost
 
 
 def goes_elsewhere(
@@ -72,12 +73,10 @@ def _fit(
     # So few together take little more time than one of them.
     is_joined = total <= min(MIN_CALL_TOKENS, engine.slots)
     lengths = engine.prefill_lengths
-    whole, rest = divmod(missing, lengths[-1])
-    padded = next(n for n in (0, *lengths) if n >= rest)
     return _Fit(
-        chunks=whole + bool(rest),
+        chunks=-(-missing // lengths[-1]),
         crowd=-crowd if is_joined else crowd,
-        run=whole * lengths[-1] + padded,
+        cost=prefill_cost(missing, lengths, engine.call_tokens),
         missing=missing,
         kept=lane.cache.tree.num_pages,
     )

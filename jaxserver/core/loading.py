@@ -22,7 +22,7 @@ from jaxserver.core.families.parts import (
 )
 from jaxserver.core.ops.fp8 import Fp8Weight, quantize_to_fp8
 from jaxserver.core.ops.mlp import MlpParams
-from jaxserver.core.ops.quantize import Int8Weight, in_blocks, quantize
+from jaxserver.core.ops.quantize import HostArray, Int8Weight, in_blocks, quantize
 from jaxserver.core.params import (
     LayerParams,
     ParamSpec,
@@ -40,7 +40,6 @@ from jaxserver.ports.model import Params
 from jaxserver.ports.progress import Progress
 from jaxserver.ports.tensors import Checkpoint
 
-HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 WeightSpec: TypeAlias = ParamSpec | Int8Weight[ParamSpec] | Fp8Weight[ParamSpec]
 """Of what one recipe makes."""
 Arrange: TypeAlias = Callable[[list[HostArray], ParamSpec], HostArray]

@@ -8,6 +8,7 @@ from jaxserver.core.chunks import (
     ChunkSeconds,
     chunk_seconds,
     first_piece,
+    prefill_cost,
     with_chunk_time,
 )
 from jaxserver.core.config import EngineConfig
@@ -32,6 +33,13 @@ def test_no_other_way_to_run_some_tokens_costs_less(count: int) -> None:
     others = [[piece for piece in way if piece] for way in [[count], *whole]]
     assert sum(pieces) == count
     assert cost(pieces) == min(cost(way) for way in others)
+
+    def told(count: int) -> int:
+        return prefill_cost(count, lengths, ENGINE.call_tokens)
+
+    assert told(count) == cost(pieces)
+    assert told(2 * lengths[-1] + count) == cost([*[lengths[-1]] * 2, *pieces])
+    assert told(0) == 0
 
 
 @pytest.mark.parametrize(

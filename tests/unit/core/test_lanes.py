@@ -181,10 +181,11 @@ def test_a_lane_at_work_is_not_waited_for_where_it_has_as_much_to_do() -> None:
     assert house.running() == [[3, 4], [2]]
 
 
-def test_it_is_waited_for_where_it_keeps_what_would_take_a_longer_prefill() -> None:
+def test_it_is_waited_for_where_it_keeps_what_would_make_the_prefill_dearer() -> None:
     for wanted, is_taken in (
         ((*LONG, *range(500, 520)), False),
-        ((*LONG[:50], *range(500, 550)), True),
+        ((*LONG[:50], *range(500, 550)), False),
+        ((*LONG[:10], *range(500, 590)), True),
     ):
         house = House()
         house.come(*map(prompt, range(6)), size=200)
