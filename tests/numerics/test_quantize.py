@@ -78,14 +78,32 @@ def test_the_sums_of_a_product_are_exact(
     x = numbers(x_kind, (size.tokens, size.inputs), seed)
     weight = quantize(numbers(weight_kind, (size.outputs, size.inputs), seed + 1), 1)
     found = np.asarray(jitted(int8_product)(x, on_device(weight)))
+    np.testing.assert_array_equal(found, of_exact_sums(x, weight))
 
+
+def of_exact_sums(x: HostArray, weight: Int8Weight[HostArray]) -> HostArray:
+    """What comes of the sums, which are integers, if they are exact."""
     parts, step = (np.asarray(part) for part in jitted(in_parts)(x))
     sums = parts.astype(np.int64) @ weight.values.astype(np.int64).T
     whole, rest = ((sums >> 8).astype(np.float32), (sums & 255).astype(np.float32))
     with np.errstate(over="ignore"):
         expected = (whole + rest / np.float32(256)) * weight.scale * step
-    flushed = np.where(np.abs(expected) < np.finfo(np.float32).tiny, 0, expected)
-    np.testing.assert_array_equal(found, flushed)
+    small = np.abs(expected) < np.finfo(np.float32).tiny
+    flushed: HostArray = np.where(small, 0, expected)
+    return flushed
+
+
+@pytest.mark.parametrize("outputs", [80, 77, 26, 25, 1])
+def test_few_tokens_are_multiplied_with_a_large_weight_in_pieces(
+    outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxserver.core.ops.int8_product.MOST_COPIED", 1000)
+    x = numbers("outlier", (5, 40), 0)
+    weight = quantize(numbers("normal", (outputs, 40), 1), 1)
+    found = jax.jit(lambda *given: int8_product(*given))(x, on_device(weight))
+    np.testing.assert_array_equal(found, of_exact_sums(x, weight))
+    in_loops = jax.make_jaxpr(int8_product)(x, on_device(weight))
+    assert ("while" in str(in_loops) or "scan" in str(in_loops)) == (outputs > 25)
 
 
 @given(size=sizes, kind=kinds, seed=SEEDS)

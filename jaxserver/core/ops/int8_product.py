@@ -23,7 +23,7 @@ from jaxserver.core.ops.unsigned_product import unsigned_product
 
 BYTE_BITS = 8
 MIDDLE = 2**7
-"""Added to high bytes, which are signed."""
+"""Added to signed bytes, it makes unsigned ones of them."""
 LONGEST = 2**16
 """An output has fewer inputs than this, so that the sum of a byte's is an int32."""
 MOST_SUMMED = 2**9
@@ -37,6 +37,11 @@ LANES = 16
 ROUNDING = 1.5 * 2**15
 """A sum with it is rounded to parts of 256: 24 bits, the last 16 of which are what was
 added."""
+FEW = 16
+"""Tokens of which it takes less to put them into another order than their products do
+with the weights."""
+MOST_COPIED = 2**21
+"""Bytes of weights that stay in a cache."""
 LEAST_STEP = 3 * ONE_UP
 """Bits of 2**-124: one over it is a normal number too."""
 
@@ -66,6 +71,10 @@ def int8_product(
         parts, step = in_parts(x, is_cut=is_cut)
         if x.shape[0] == 1 and not is_cut:
             products = _of_one(parts, values, step)
+        elif x.shape[0] <= FEW and not is_cut:
+            products = jax.lax.platform_dependent(
+                parts, values, sums, cpu=_of_few, default=_of_several
+            )
         else:
             products = _of_several(parts, values, sums)
         y: Array = products * scale[None, :] * step
@@ -94,6 +103,47 @@ def _of_several(
 
     high, low = jnp.split(with_one(values, product), 2)
     return _in_steps(high - MIDDLE * sums[None, :], low)
+
+
+def _of_few(
+    parts: Int16[Array, "tokens in"],
+    values: Int8[Array, "out in"] | OneOf,
+    _sums: Int32[Array, " out"],
+) -> Float[Array, "tokens out"]:
+    """Tokens' bytes are on the right of the library's product.
+
+    What is on the right it puts into another order first, and takes what is on the left
+    as it lies. There the weights are, made unsigned: in a copy, for which memory is
+    read from end to end, and which is still in a cache when it is multiplied.
+    """
+    low = parts.astype(jnp.int8)
+    high = (parts - low.astype(jnp.int16)) >> BYTE_BITS
+    both = jnp.concatenate([high.astype(jnp.int8), low])
+    sums = jnp.sum(both, axis=1, dtype=jnp.int32)
+
+    def piece(values: Int8[Array, "out in"]) -> Int32[Array, "out bytes"]:
+        more = jax.lax.bitcast_convert_type(values ^ jnp.int8(-MIDDLE), jnp.uint8)
+        multiplied: Array = unsigned_product(more, both, sums)
+        return multiplied
+
+    def product(values: Int8[Array, "out in"]) -> Int32[Array, "out bytes"]:
+        outputs, inputs = values.shape
+        size = -(-outputs // -(-values.size // MOST_COPIED))
+        if size == outputs:
+            return piece(values)
+
+        def put(nth: Array, all_of: Int32[Array, "out bytes"]) -> Array:
+            # The last piece overlaps the one before it.
+            at = jnp.minimum(nth * size, outputs - size)
+            some = piece(jax.lax.dynamic_slice(values, (at, 0), (size, inputs)))
+            return jax.lax.dynamic_update_slice(all_of, some, (at, 0))
+
+        nothing = jnp.zeros((outputs, both.shape[0]), jnp.int32)
+        made: Array = jax.lax.fori_loop(0, -(-outputs // size), put, nothing)
+        return made
+
+    multiplied = with_one(values, product) - MIDDLE * sums[None, :]
+    return _in_steps(*jnp.split(multiplied, 2, axis=1)).T
 
 
 def _of_one(
