@@ -71,6 +71,17 @@ def after(state: SchedulerState, plans: int) -> SchedulerState:
     return state
 
 
+def with_first_tokens(state: SchedulerState) -> SchedulerState:
+    """All prefills have been read, whose requests decode."""
+    for running in state.running:
+        request = running.request
+        known = dataclasses.replace(
+            request, tokens=(*request.tokens, 7), num_drawn=1, unread=0, ahead=0
+        )
+        state = replaced(state, dataclasses.replace(running, request=known))
+    return state
+
+
 def next_plan(
     state: SchedulerState, engine: EngineConfig = ENGINE
 ) -> PrefillPlan | DecodePlan | None:
@@ -147,7 +158,18 @@ def test_a_freed_slot_goes_to_who_waits_first() -> None:
 
 
 def test_a_block_has_full_length_when_nobody_reads_along_or_waits() -> None:
-    assert decode_plan(after(state_of(5), 1)).num_tokens == 32
+    state = with_first_tokens(after(state_of(5), 1))
+    assert decode_plan(state).num_tokens == 32
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_block_behind_a_prompt_that_is_still_run_has_one_step(
+    streaming: bool,
+) -> None:
+    state = after(state_of(5, streaming=streaming), 1)
+    state = dataclasses.replace(state, step_seconds=0.005)
+    assert decode_plan(state).num_tokens == 1
+    assert decode_plan(with_first_tokens(state)).num_tokens > 1
 
 
 def test_the_first_hurried_block_has_one_step_since_nothing_is_known_yet() -> None:
@@ -160,7 +182,7 @@ def test_the_first_hurried_block_has_one_step_since_nothing_is_known_yet() -> No
 def test_a_hurried_block_takes_no_longer_than_it_may(
     step_seconds: float, num_tokens: int
 ) -> None:
-    state = after(state_of(5, streaming=True), 1)
+    state = with_first_tokens(after(state_of(5, streaming=True), 1))
     plan, state = scheduler.plan(state, ENGINE, 0.0)
     assert plan is not None
     outcome = outcome_of(plan, steps=8, seconds=8 * step_seconds)
@@ -187,7 +209,7 @@ def test_who_stood_still_for_a_prompt_gets_a_token_before_a_block(
     state = state_of(5, 5, streaming=streaming, engine=engine)
     for _ in range(2 // rows):
         _, state = scheduler.plan(state, engine, 0.0)
-    state = dataclasses.replace(state, step_seconds=0.005)
+    state = dataclasses.replace(with_first_tokens(state), step_seconds=0.005)
     for count in num_tokens:
         plan, state = scheduler.plan(state, engine, 0.0)
         assert isinstance(plan, DecodePlan)
@@ -201,7 +223,7 @@ def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
     for _ in range(5):
         plan, state = scheduler.plan(state, engine, 0.0)
         assert isinstance(plan, PrefillPlan)
-    state = dataclasses.replace(state, step_seconds=0.01)
+    state = dataclasses.replace(with_first_tokens(state), step_seconds=0.01)
     plan, _ = scheduler.plan(state, engine, 0.0)
     assert isinstance(plan, DecodePlan)
     assert plan.num_tokens == 10
