@@ -275,12 +275,13 @@ def _block(state: SchedulerState, engine: EngineConfig) -> int:
     """How many tokens to decode: few where somebody waits or reads along.
 
     Answers that stood still for a prompt get one token first, if anybody reads along.
-    So do those whose prompt is still being run: who comes meanwhile would wait for all.
+    Only one is decoded as well behind a prompt that is still being run: whoever comes
+    meanwhile would wait for the whole block.
     """
     decoding = [r for r in state.running if r.is_decoding]
-    streams = any(r.request.streaming for r in decoding)
-    if any(r.request.unread and not r.request.num_drawn for r in decoding):
+    if any(r.stored < r.wanted for r in decoding):
         return 1
+    streams = any(r.request.streaming for r in decoding)
     if not state.waiting and not streams:
         return engine.max_stream_tokens
     if streams and state.stalled_seconds:

@@ -1,6 +1,7 @@
 """Products in int8, against numpy's in 64 bits."""
 
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxserver.core.ops.fp8 import QUANTIZED
-from jaxserver.core.ops.int8_product import in_parts, int8_product
+from jaxserver.core.ops.int8_product import FEW, in_parts, int8_product
 from jaxserver.core.ops.linear import Products, linear, read_rows
+from jaxserver.core.ops.one_of import OneOf
 from jaxserver.core.ops.quantize import LARGEST, Int8Weight, quantize
 from tests.rows import (
     HostArray,
@@ -57,6 +59,7 @@ def numbers(kind: str, shape: tuple[int, ...], seed: int) -> HostArray:
         "powers": np.sign(normal) * np.exp2(rng.integers(-30, 30, shape)),
         "equal": np.full(shape, -0.75),
         "limit": np.full(shape, -127.0),
+        "low byte": np.full(shape, 126.5),
         "edge": rng.choice([-127.0, 127.0, 126.99999, 127.00001, 63.5], shape),
     }[kind]
     return values.astype(np.float32)
@@ -71,6 +74,8 @@ def on_device(weight: Int8Weight[HostArray]) -> Int8Weight[jax.Array]:
 @example(size=SIZES[2], x_kind="outlier", weight_kind="normal", seed=0)
 @example(size=ALONE[-1], x_kind="outlier", weight_kind="normal", seed=0)
 @example(size=Size(2, 65_535, 2), x_kind="equal", weight_kind="equal", seed=0)
+@example(size=Size(2, 65_535, 2), x_kind="low byte", weight_kind="limit", seed=0)
+@example(size=Size(17, 65_535, 2), x_kind="low byte", weight_kind="limit", seed=0)
 @example(size=Size(1, 65_535, 2), x_kind="limit", weight_kind="equal", seed=0)
 def test_the_sums_of_a_product_are_exact(
     size: Size, x_kind: str, weight_kind: str, seed: int
@@ -97,13 +102,27 @@ def of_exact_sums(x: HostArray, weight: Int8Weight[HostArray]) -> HostArray:
 def test_few_tokens_are_multiplied_with_a_large_weight_in_pieces(
     outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxserver.core.ops.int8_product.MOST_COPIED", 1000)
-    x = numbers("outlier", (5, 40), 0)
-    weight = quantize(numbers("normal", (outputs, 40), 1), 1)
-    found = jax.jit(lambda *given: int8_product(*given))(x, on_device(weight))
-    np.testing.assert_array_equal(found, of_exact_sums(x, weight))
-    in_loops = jax.make_jaxpr(int8_product)(x, on_device(weight))
-    assert ("while" in str(in_loops) or "scan" in str(in_loops)) == (outputs > 25)
+    """Also with one of several, which is chosen while it runs."""
+    most, inputs = 1000, 40
+    monkeypatch.setattr("jaxserver.core.ops.int8_product.MOST_COPIED", most)
+    x = numbers("outlier", (5, inputs), 0)
+    given = [quantize(numbers("normal", (outputs, inputs), n), 1) for n in (1, 2)]
+    first, second = map(on_device, given)
+
+    def product(x: jax.Array, weight: Int8Weight[Any]) -> jax.Array:
+        return int8_product(x, weight)
+
+    def chosen(x: jax.Array, nth: jax.Array) -> jax.Array:
+        one: Any = OneOf((first.values, second.values), nth)
+        return int8_product(x, dataclasses.replace(second, values=one))
+
+    expected = of_exact_sums(x, given[1])
+    np.testing.assert_array_equal(jax.jit(product)(x, second), expected)
+    np.testing.assert_array_equal(jax.jit(chosen)(x, jnp.int32(1)), expected)
+    program = jax.jit(product).lower(x, second).as_text()
+    copied = max(int(n) for n in re.findall(rf"tensor<(\d+)x{inputs}xui8>", program))
+    assert copied * inputs <= most
+    assert copied == outputs or outputs > most // inputs
 
 
 @given(size=sizes, kind=kinds, seed=SEEDS)
@@ -158,15 +177,20 @@ def test_the_rest_of_a_weight_is_what_rounding_took_from_it(
     assert (np.abs(told - weight) <= np.where(scale > 0, error, np.abs(weight))).all()
 
 
-@given(seed=SEEDS, kind=kinds, broken=st.sampled_from([np.nan, np.inf, -np.inf]))
+@given(
+    seed=SEEDS,
+    kind=kinds,
+    broken=st.sampled_from([np.nan, np.inf, -np.inf]),
+    tokens=st.sampled_from([FEW, FEW + 1]),
+)
 def test_a_token_that_is_not_finite_is_nan_and_its_neighbours_keep_their_bits(
-    seed: int, kind: str, broken: float
+    seed: int, kind: str, broken: float, tokens: int
 ) -> None:
     rng = np.random.default_rng(seed)
     weight = on_device(quantize(numbers("normal", (96, 576), seed), 1))
-    x = numbers(kind, (16, 576), seed)
+    x = numbers(kind, (tokens, 576), seed)
     sound = np.asarray(jitted(int8_product)(x, weight))
-    row, column = rng.integers(16), rng.integers(576)
+    row, column = rng.integers(tokens), rng.integers(576)
     x[row, column] = broken
     found = np.asarray(jitted(int8_product)(x, weight))
     assert np.isnan(found[row]).all()
@@ -261,12 +285,12 @@ def test_an_output_with_so_many_inputs_that_its_sum_may_be_none_is_refused() -> 
         jax.eval_shape(int8_product, x, weight)
 
 
-@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("tokens", [1, 4, FEW + 1])
 def test_an_output_of_the_most_inputs_is_exact(tokens: int) -> None:
     inputs = 2**16 - 1
     weight = on_device(quantize(np.full((2, inputs), -LARGEST, np.float32), 1))
-    x = jnp.full((4, inputs), 127.0, jnp.float32).at[0].set(-127.0)
-    found: Any = int8_product(x[:tokens], weight)
+    x = jnp.full((tokens, inputs), 127.0, jnp.float32).at[0].set(-127.0)
+    found: Any = int8_product(x, weight)
     exact = np.float32(LARGEST * LARGEST * inputs)
-    expected = [exact, -exact, -exact, -exact][:tokens]
+    expected = [exact] + [-exact] * (tokens - 1)
     np.testing.assert_array_equal(found[:, 0], expected)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, Int16, Int32
+from jaxtyping import Array, Float, Int, Int8, Int16, Int32
 
 from jaxserver.core.ops.apart import apart
 from jaxserver.core.ops.one_of import OneOf, as_matrix, with_one
@@ -38,10 +38,10 @@ ROUNDING = 1.5 * 2**15
 """A sum with it is rounded to parts of 256: 24 bits, the last 16 of which are what was
 added."""
 FEW = 16
-"""Tokens of which it takes less to put them into another order than their products do
-with the weights."""
+"""Tokens up to which it is worth a copy of the weights that only they are put into
+another order; with 32 both ways take as long."""
 MOST_COPIED = 2**21
-"""Bytes of weights that stay in a cache."""
+"""Bytes of a weight that are copied at a time, and stay in a cache."""
 LEAST_STEP = 3 * ONE_UP
 """Bits of 2**-124: one over it is a normal number too."""
 
@@ -108,13 +108,13 @@ def _of_several(
 def _of_few(
     parts: Int16[Array, "tokens in"],
     values: Int8[Array, "out in"] | OneOf,
-    _sums: Int32[Array, " out"],
+    _: Int32[Array, " out"],
 ) -> Float[Array, "tokens out"]:
-    """Tokens' bytes are on the right of the library's product.
+    """Both bytes are columns of one product, as `_of_several` makes them rows.
 
-    What is on the right it puts into another order first, and takes what is on the left
-    as it lies. There the weights are, made unsigned: in a copy, for which memory is
-    read from end to end, and which is still in a cache when it is multiplied.
+    What is on the right the library puts into another order first, and takes what is on
+    the left as it lies. There the weights are, made unsigned: in a copy, for which
+    memory is read from end to end, and which is in a cache when it is multiplied.
     """
     low = parts.astype(jnp.int8)
     high = (parts - low.astype(jnp.int16)) >> BYTE_BITS
@@ -128,18 +128,19 @@ def _of_few(
 
     def product(values: Int8[Array, "out in"]) -> Int32[Array, "out bytes"]:
         outputs, inputs = values.shape
-        size = -(-outputs // -(-values.size // MOST_COPIED))
-        if size == outputs:
+        pieces = -(-outputs // max(1, MOST_COPIED // inputs))
+        if pieces == 1:
             return piece(values)
+        size = -(-outputs // pieces)
 
-        def put(nth: Array, all_of: Int32[Array, "out bytes"]) -> Array:
+        def put(nth: Int[Array, ""], made: Int32[Array, "out bytes"]) -> Array:
             # The last piece overlaps the one before it.
             at = jnp.minimum(nth * size, outputs - size)
             some = piece(jax.lax.dynamic_slice(values, (at, 0), (size, inputs)))
-            return jax.lax.dynamic_update_slice(all_of, some, (at, 0))
+            return jax.lax.dynamic_update_slice(made, some, (at, 0))
 
         nothing = jnp.zeros((outputs, both.shape[0]), jnp.int32)
-        made: Array = jax.lax.fori_loop(0, -(-outputs // size), put, nothing)
+        made: Array = jax.lax.fori_loop(0, pieces, put, nothing)
         return made
 
     multiplied = with_one(values, product) - MIDDLE * sums[None, :]
@@ -153,9 +154,9 @@ def _of_one(
 ) -> Float[Array, "1 out"]:
     """In a loop of the compiler's own, chunk by chunk of the inputs.
 
-    It reads weights as fast as memory gives them, while a library puts all of them into
-    another order first. LLVM multiplies 16 bits with 16 and adds up pairs at once (its
-    `X86PartialReduction`) where a sum is an int32, and each weight is used once.
+    It reads weights as fast as memory gives them, where a library needs or makes a copy.
+    LLVM multiplies 16 bits with 16 and adds up pairs at once (its `X86PartialReduction`)
+    where a sum is an int32, and each weight is used once.
     """
     inputs = parts.shape[1]
     count = max(2, -(-inputs // MOST_SUMMED))  # A library adds up one array alone.

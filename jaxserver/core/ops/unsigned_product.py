@@ -28,12 +28,12 @@ def unsigned_product(
     values: Int8[Array, "out in"],
     sums: Int32[Array, " out"],
 ) -> Int32[Array, "rows out"]:
-    """`x @ values.T`, exactly.
+    """`x @ values.T`, exactly; either side may be the weights.
 
     Args:
-        x: The rows.
-        values: What they are multiplied with.
-        sums: Of each output's values.
+        x: Those without a sign.
+        values: Those with one.
+        sums: Of each row of `values`.
     """
     product: Array = _unsigned_product.bind(x, values, sums)
     return product

@@ -72,13 +72,18 @@ def after(state: SchedulerState, plans: int) -> SchedulerState:
 
 
 def with_first_tokens(state: SchedulerState) -> SchedulerState:
-    """All prefills have been read, whose requests decode."""
+    """Everybody decodes, and what the prefills chose has been read."""
     for running in state.running:
         request = running.request
         known = dataclasses.replace(
-            request, tokens=(*request.tokens, 7), num_drawn=1, unread=0, ahead=0
+            request,
+            tokens=(*request.tokens, 7),
+            num_drawn=request.num_drawn + 1,
+            unread=0,
+            ahead=0,
         )
-        state = replaced(state, dataclasses.replace(running, request=known))
+        read = dataclasses.replace(running, request=known, stored=running.wanted)
+        state = replaced(state, read)
     return state
 
 
@@ -162,18 +167,28 @@ def test_a_block_has_full_length_when_nobody_reads_along_or_waits() -> None:
     assert decode_plan(state).num_tokens == 32
 
 
+@pytest.mark.parametrize("num_drawn", [0, 2])
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_block_behind_a_prompt_that_is_still_run_has_one_step(
-    streaming: bool,
+    streaming: bool, num_drawn: int
 ) -> None:
-    state = after(state_of(5, streaming=streaming), 1)
+    """Also where a part of the answer is run again with it."""
+    request = QueuedRequest(
+        request_id=0,
+        tokens=tokens_of(0, 5),
+        limit=1024,
+        streaming=streaming,
+        num_drawn=num_drawn,
+    )
+    state = after(scheduler.submit(scheduler.empty(ENGINE), request), 1)
     state = dataclasses.replace(state, step_seconds=0.005)
     assert decode_plan(state).num_tokens == 1
     assert decode_plan(with_first_tokens(state)).num_tokens > 1
 
 
 def test_the_first_hurried_block_has_one_step_since_nothing_is_known_yet() -> None:
-    assert decode_plan(after(state_of(5, streaming=True), 1)).num_tokens == 1
+    state = with_first_tokens(after(state_of(5, streaming=True), 1))
+    assert decode_plan(state).num_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -230,9 +245,12 @@ def test_a_block_is_long_while_who_waits_can_have_no_pages() -> None:
 
 
 def test_a_block_is_hurried_while_somebody_waits() -> None:
-    full = after(state_of(*[5] * 6), 10)
+    full = with_first_tokens(after(state_of(*[5] * 6), 10))
+    full = dataclasses.replace(full, step_seconds=0.005)
     assert full.waiting
-    assert decode_plan(full).num_tokens == 1
+    assert decode_plan(full).num_tokens == 20
+    alone = dataclasses.replace(full, waiting=())
+    assert decode_plan(alone).num_tokens == 32
 
 
 def test_step_times_are_smoothed_and_prefills_have_their_own() -> None:
