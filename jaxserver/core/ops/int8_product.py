@@ -154,8 +154,8 @@ def _of_one(
 ) -> Float[Array, "1 out"]:
     """In a loop of the compiler's own, chunk by chunk of the inputs.
 
-    It reads weights as fast as memory gives them, where a library needs or makes a copy.
-    LLVM multiplies 16 bits with 16 and adds up pairs at once (its `X86PartialReduction`)
+    It reads weights as fast as memory gives them, and a library a copy of them. LLVM
+    multiplies 16 bits with 16 and adds up pairs at once (its `X86PartialReduction`)
     where a sum is an int32, and each weight is used once.
     """
     inputs = parts.shape[1]
